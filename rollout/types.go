@@ -275,6 +275,8 @@ type Status struct {
 	History    []Change    `json:"history,omitempty"`
 	Conditions []Condition `json:"conditions,omitempty"`
 	ScoringURI string      `json:"scoringUri,omitempty"`
+	// Demand is how many slots the endpoint's traffic wants at present, a decimal number.
+	Demand string `json:"demand,omitempty"`
 }
 
 // VersionState is a version's readiness in one word.
