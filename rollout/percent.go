@@ -3,8 +3,8 @@ package rollout
 import (
 	"errors"
 	"fmt"
-	"math"
 	"math/big"
+	"regexp"
 	"strconv"
 	"strings"
 )
@@ -21,6 +21,12 @@ const (
 	Full       Percent = 100 * OnePercent
 )
 
+// decimal is a JSON-like decimal number: no hexadecimal, underscores or words.
+var decimal = regexp.MustCompile(`^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$`)
+
+// zero is a number whose digits before any exponent are all zero.
+var zero = regexp.MustCompile(`^[-+]?[0.]+([eE]|$)`)
+
 var (
 	errPercentNumber   = errors.New("is not a number")
 	errPercentRange    = errors.New("is not between 0 and 100")
@@ -36,14 +42,17 @@ func ParsePercent(s string) (Percent, error) {
 	}
 	trimmed := strings.TrimSuffix(strings.TrimSpace(s), "%")
 	// ParseFloat first: it bounds what big.Rat would otherwise expand, such as 1e999999999.
+	if !decimal.MatchString(trimmed) {
+		return fail(errPercentNumber)
+	}
 	f, err := strconv.ParseFloat(trimmed, 64)
-	if math.IsNaN(f) || math.IsInf(f, 0) || (err != nil && !errors.Is(err, strconv.ErrRange)) {
+	if err != nil && !errors.Is(err, strconv.ErrRange) {
 		return fail(errPercentNumber)
 	}
 	if f < 0 || f > 100 {
 		return fail(errPercentRange)
 	}
-	if len(trimmed) > 64 || (f != 0 && f < 1e-9) {
+	if len(trimmed) > 64 || (f < 1e-9 && !zero.MatchString(trimmed)) {
 		return fail(errPercentDecimals)
 	}
 	r, ok := new(big.Rat).SetString(trimmed)

@@ -162,10 +162,8 @@ func (p *Probe) Resolved() Probe {
 func (v *Version) Revision() string {
 	s := v.Settings
 	s.Autoscale, s.Replicas = nil, nil
-	if s.Concurrency != nil {
-		// The queue's patience is the router's business and replaces nothing.
-		s.Concurrency = &Concurrency{MaxConcurrentRequests: s.Slots()}
-	}
+	// The queue's patience is the router's business and replaces nothing.
+	s.Concurrency = &Concurrency{MaxConcurrentRequests: s.Slots()}
 	b, err := json.Marshal(struct {
 		Image    string
 		Settings Settings

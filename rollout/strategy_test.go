@@ -1,0 +1,215 @@
+package rollout_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// ramp drives the strategy as the control role does: plan, apply, look again.
+type ramp struct {
+	driver
+	now  time.Time
+	view rollout.View
+}
+
+func newRamp(t *testing.T, s rollout.Strategy) *ramp {
+	r := &ramp{driver: driver{t: t, e: endpoint()}, now: start.Add(time.Hour), view: rollout.View{Judgements: map[string]rollout.Judgement{}}}
+	r.do(rollout.Deploy{Version: version("a", 1)})
+	r.do(rollout.Deploy{Version: version("b", 2), Strategy: &s})
+	r.do(rollout.Update{Version: "b", Type: role(rollout.Treatment)})
+	r.ready(1, "a", "b")
+	return r
+}
+
+func (r *ramp) judge(name string, v rollout.Verdict, rule rollout.Reason, requests int64) {
+	r.view.Judgements[name] = rollout.Judgement{Verdict: v, Rule: rule, Requests: requests, Sentence: "evidence of " + name}
+}
+
+// step plans once, keeps the status as the control role would, and applies.
+func (r *ramp) step() rollout.Plan {
+	r.t.Helper()
+	r.view.Now = r.now
+	p := rollout.Next(r.e, r.view)
+	r.e.Status.Rollout = &p.Rollout
+	if p.Op != nil {
+		r.n++
+		next, _, err := rollout.Apply(r.e, rollout.Request{ID: fmt.Sprint("engine-", r.n), Actor: rollout.Engine, Reason: p.Why, At: r.now}, p.Op)
+		if err != nil {
+			r.t.Fatalf("%s: %v", p.Op, err)
+		}
+		rollout.RecordHistory(&next.Status, next.Spec.Changes)
+		r.e = next
+	}
+	return p
+}
+
+func (r *ramp) expect(op string, why rollout.Reason) rollout.Plan {
+	r.t.Helper()
+	p := r.step()
+	got := ""
+	if p.Op != nil {
+		got = p.Op.String()
+	}
+	reason := p.Why
+	if p.Op == nil {
+		reason = p.Rollout.Reason
+	}
+	if got != op || reason != why {
+		r.t.Fatalf("plan is %q because of %s (%s), want %q because of %s", got, reason, p.Rollout.Message, op, why)
+	}
+	return p
+}
+
+func steps(pct ...rollout.Percent) []rollout.Step {
+	var out []rollout.Step
+	for _, p := range pct {
+		out = append(out, rollout.Step{Percent: p * rollout.OnePercent})
+	}
+	return out
+}
+
+func TestRampToPromotion(t *testing.T) {
+	r := newRamp(t, rollout.Strategy{Steps: []rollout.Step{{Percent: 1000}, {Percent: 50000, MinDuration: rollout.Duration(time.Minute)}}})
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 0)
+	r.expect("traffic b 1", rollout.ReasonStepStarted)
+	if p := r.expect("", rollout.ReasonStepRunning); p.Planned["b"] != 50000 {
+		t.Errorf("planned %v: the next step is to be prepared", p.Planned)
+	}
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 100)
+	r.e.Status.Versions = nil // no replica is ready any more
+	r.expect("", rollout.ReasonCapacity)
+	r.ready(1, "a", "b")
+	r.e.Status.Demand = "6.5"
+	r.expect("", rollout.ReasonCapacity) // 50 % of 6.5 busy slots need four
+	r.ready(4, "a", "b")
+	r.expect("traffic b 50", rollout.ReasonStepComplete)
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 150)
+	r.expect("", rollout.ReasonStepRunning)
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 250)
+	r.expect("", rollout.ReasonStepRunning)
+	r.now = r.now.Add(time.Minute)
+	r.expect("", rollout.ReasonUndecided)
+	r.judge("b", rollout.VerdictNotWorse, rollout.ReasonBounded, 400)
+	if p := r.expect("", rollout.ReasonCapacity); p.Planned["b"] != rollout.Full {
+		t.Errorf("planned %v: all traffic is to be prepared", p.Planned)
+	}
+	r.ready(7, "a", "b")
+	r.expect("promote b", rollout.ReasonBounded)
+	r.want("a standby 0=0, b control default 0=100")
+	r.now = r.now.Add(25 * time.Hour)
+	r.expect("retire a", rollout.ReasonRetainExpired)
+	r.want("a 0=0, b control default 0=100")
+	if last := r.e.Spec.Changes[len(r.e.Spec.Changes)-2]; last.Reason != rollout.ReasonBounded {
+		t.Errorf("the record of the promotion names %s, not the rule that fired", last.Reason)
+	}
+}
+
+func TestRollbackComesFirst(t *testing.T) {
+	r := newRamp(t, rollout.Strategy{Steps: steps(1, 10)})
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 0)
+	r.step()
+	r.do(rollout.Hold{Reason: "lunch"})
+	r.expect("", rollout.ReasonStepRunning)
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 100)
+	r.expect("", rollout.ReasonHeld)
+	r.do(rollout.Lock{})
+	r.expect("", rollout.ReasonLocked)
+	r.judge("b", rollout.VerdictWorse, rollout.ReasonWorse, 120)
+	r.expect("rollback b", rollout.ReasonWorse)
+	r.want("a control default 0=100, b 0=0")
+}
+
+func TestMissingEvidenceHolds(t *testing.T) {
+	r := newRamp(t, rollout.Strategy{Steps: steps(1, 10)})
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 0)
+	r.step()
+	delete(r.view.Judgements, "b")
+	r.expect("", rollout.ReasonUnknown)
+	// It comes back from a fresh key: counting begins anew.
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 99)
+	r.expect("", rollout.ReasonStepRunning)
+}
+
+func TestFreshEvidenceRestartsCounting(t *testing.T) {
+	r := newRamp(t, rollout.Strategy{Steps: steps(1, 10)})
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 5000)
+	r.step()
+	r.expect("", rollout.ReasonStepRunning)
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 60)
+	r.expect("", rollout.ReasonStepRunning)
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 100)
+	r.expect("traffic b 10", rollout.ReasonStepComplete)
+}
+
+func TestGateNoneSaysSo(t *testing.T) {
+	r := newRamp(t, rollout.Strategy{Gate: rollout.GateNone, Steps: steps(5)})
+	r.judge("b", rollout.VerdictWorse, rollout.ReasonWorse, 0)
+	r.expect("traffic b 5", rollout.ReasonStepStarted)
+	r.step()
+	r.judge("b", rollout.VerdictWorse, rollout.ReasonWorse, 100)
+	r.expect("promote b", rollout.ReasonNoGate)
+}
+
+func TestDeadline(t *testing.T) {
+	for _, on := range []rollout.OnDeadline{"", rollout.DeadlineRollback} {
+		r := newRamp(t, rollout.Strategy{Steps: steps(1), OnDeadline: on})
+		r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 0)
+		r.step()
+		r.now = r.now.Add(25 * time.Hour)
+		if on == rollout.DeadlineRollback {
+			r.expect("rollback b", rollout.ReasonDeadline)
+			continue
+		}
+		r.expect("hold", rollout.ReasonDeadline)
+		r.expect("", rollout.ReasonDeadline)
+	}
+}
+
+func TestNoShareNoControlQueued(t *testing.T) {
+	r := newRamp(t, rollout.Strategy{Steps: steps(30, 60)})
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 0)
+	r.do(rollout.Deploy{Version: version("c", 3)})
+	r.do(rollout.Update{Version: "c", Type: role(rollout.Treatment), Percent: pct("45")})
+	if !rollout.Queued(&r.e.Spec, r.e.Spec.Version("c")) || rollout.Queued(&r.e.Spec, r.e.Spec.Version("b")) {
+		t.Error("the younger treatment is the one that waits")
+	}
+	r.expect("traffic b 30", rollout.ReasonStepStarted)
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 500)
+	r.step()
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 900)
+	r.expect("", rollout.ReasonNoShare) // 60 + 45 is more than all
+	r.do(rollout.Update{Version: "c", Percent: pct("40")})
+	r.expect("", rollout.ReasonNoShare) // the control would be left with nothing
+	r.do(rollout.Update{Version: "c", Percent: pct("39")})
+	r.expect("traffic b 60", rollout.ReasonStepComplete)
+	// A worse treatment in the queue is rolled back all the same.
+	r.judge("c", rollout.VerdictWorse, rollout.ReasonWorse, 50)
+	r.expect("rollback c", rollout.ReasonWorse)
+
+	r.do(rollout.Update{Version: "a", Type: role(rollout.Untyped)})
+	r.expect("", rollout.ReasonNoControl)
+}
+
+func TestPercentileOfTheDeployIsTheFirstStep(t *testing.T) {
+	r := newRamp(t, rollout.Strategy{Steps: steps(10, 50)})
+	r.do(rollout.Update{Version: "b", Percent: pct("2")})
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 0)
+	r.expect("", rollout.ReasonStepRunning)
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 100)
+	r.expect("traffic b 10", rollout.ReasonStepComplete)
+}
+
+func TestLostStatusRestartsTheStep(t *testing.T) {
+	r := newRamp(t, rollout.Strategy{Steps: steps(10, 50)})
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 0)
+	r.step()
+	r.step()
+	r.e.Status.Rollout = nil
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 150)
+	r.expect("", rollout.ReasonStepRunning)
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 250)
+	r.expect("traffic b 50", rollout.ReasonStepComplete)
+}

@@ -1,0 +1,150 @@
+package rollout_test
+
+import (
+	"encoding/json"
+	"math"
+	"strings"
+	"testing"
+
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+func spec(mutate func(*rollout.Spec)) *rollout.Spec {
+	a, b := version("a", 1), version("b", 2)
+	a.Type = rollout.Control
+	s := &rollout.Spec{Versions: []rollout.Version{a, b}}
+	mutate(s)
+	return s
+}
+
+func TestInvariants(t *testing.T) {
+	for _, tc := range []struct {
+		name, field string
+		reason      rollout.Reason
+		mutate      func(*rollout.Spec)
+	}{
+		{"seventh version", "spec.versions", rollout.ReasonTooManyVersions, func(s *rollout.Spec) {
+			for i, n := range []string{"c", "d", "e", "f", "g"} {
+				s.Versions = append(s.Versions, version(n, i+3))
+			}
+		}},
+		{"no version", "spec.versions", rollout.ReasonInvalid, func(s *rollout.Spec) { s.Versions = nil }},
+		{"two controls", "spec.versions[b].type", rollout.ReasonTwoControls, func(s *rollout.Spec) { s.Versions[1].Type = rollout.Control }},
+		{"two defaults", "spec.versions[b].isDefault", rollout.ReasonTwoDefaults, func(s *rollout.Spec) {
+			s.Versions[0].IsDefault, s.Versions[1].IsDefault = true, true
+		}},
+		{"60+50", "spec.versions[*].trafficPercentile", rollout.ReasonPercentSum, func(s *rollout.Spec) {
+			s.Versions[0].TrafficPercentile, s.Versions[1].TrafficPercentile = *pct("60"), *pct("50")
+		}},
+		{"-1", "spec.versions[a].trafficPercentile", rollout.ReasonPercentInvalid, func(s *rollout.Spec) {
+			s.Versions[0].TrafficPercentile = -rollout.OnePercent
+		}},
+		{"name", "spec.versions[Bad_Name].name", rollout.ReasonInvalid, func(s *rollout.Spec) { s.Versions[1].Name = "Bad_Name" }},
+		{"same name", "spec.versions[a].name", rollout.ReasonVersionExists, func(s *rollout.Spec) { s.Versions[1].Name = "a" }},
+		{"image by tag", "spec.versions[b].image", rollout.ReasonInvalid, func(s *rollout.Spec) { s.Versions[1].Image = "fraud:latest" }},
+		{"token auth", "spec.auth.mode", rollout.ReasonNotSupportedYet, func(s *rollout.Spec) { s.Auth = &rollout.Auth{Mode: rollout.AuthToken} }},
+		{"min over max", "spec.versions[b].autoscale.minReplicas", rollout.ReasonInvalid, func(s *rollout.Spec) {
+			five, two := 5, 2
+			s.Versions[1].Autoscale = &rollout.Autoscale{MinReplicas: &five, MaxReplicas: &two}
+		}},
+		{"fixed and autoscale", "spec.versions[b].replicas", rollout.ReasonInvalid, func(s *rollout.Spec) {
+			n := 2
+			s.Versions[1].Replicas, s.Versions[1].Autoscale = &n, &rollout.Autoscale{}
+		}},
+		{"steps down", "spec.strategy.steps[1].percent", rollout.ReasonInvalid, func(s *rollout.Spec) {
+			s.Strategy = &rollout.Strategy{Steps: []rollout.Step{{Percent: 5000}, {Percent: 1000}}}
+		}},
+		{"r1 under r0", "spec.strategy.r1", rollout.ReasonInvalid, func(s *rollout.Spec) { s.Strategy = &rollout.Strategy{R0: 3} }},
+		{"alpha NaN", "spec.strategy.alpha", rollout.ReasonInvalid, func(s *rollout.Spec) { s.Strategy = &rollout.Strategy{Alpha: math.NaN()} }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			errs := rollout.AsErrors(spec(tc.mutate).Validate())
+			if len(errs) != 1 {
+				t.Fatalf("%d errors (%v), want exactly one", len(errs), errs)
+			}
+			if e := errs[0]; e.Reason != tc.reason || e.Field != tc.field || e.Hint == "" || e.Message == "" {
+				t.Errorf("got %#v\nwant reason %s at %s, with a rule and a way out", e, tc.reason, tc.field)
+			}
+		})
+	}
+	if err := spec(func(*rollout.Spec) {}).Validate(); err != nil {
+		t.Errorf("a valid spec: %v", err)
+	}
+}
+
+func TestPercent(t *testing.T) {
+	for in, want := range map[string]rollout.Percent{"0": 0, "100": rollout.Full, "12.5": 12500, "0.001": 1, "1e1": 10000, "33.333": 33333, "10.0": 10000, " 7% ": 7000} {
+		if got, err := rollout.ParsePercent(in); err != nil || got != want {
+			t.Errorf("ParsePercent(%q) = %v, %v; want %d", in, got, err, want)
+		}
+	}
+	for in, want := range map[string]string{
+		"-1": "between 0 and 100", "NaN": "not a number", "10.0001": "three decimals", "100.001": "between 0 and 100", "Inf": "not a number",
+		"": "not a number", "ten": "not a number", "1e999999999": "between 0 and 100", "1e-400": "three decimals", "0x10": "not a number", "1_0": "not a number", "1e-999999999": "three decimals",
+	} {
+		_, err := rollout.ValidatePercent("trafficPercentile", in)
+		errs := rollout.AsErrors(err)
+		if len(errs) != 1 || errs[0].Reason != rollout.ReasonPercentInvalid || errs[0].Field != "trafficPercentile" || errs[0].Hint == "" || !strings.Contains(errs[0].Message, want) {
+			t.Errorf("%q: %v, want one refusal that says %q", in, err, want)
+		}
+	}
+	for _, p := range []rollout.Percent{0, 1, 10, 999, 1000, 12340, 99999, 100000} {
+		b, err := json.Marshal(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back rollout.Percent
+		if err := json.Unmarshal(b, &back); err != nil || back != p {
+			t.Errorf("%d went through %s and came back as %d (%v)", p, b, back, err)
+		}
+	}
+	var p rollout.Percent
+	if err := json.Unmarshal([]byte(`"10"`), &p); err == nil {
+		t.Error("a percentage in quotes was accepted")
+	}
+}
+
+func TestSharesWithFallback(t *testing.T) {
+	s := spec(func(s *rollout.Spec) {
+		c := version("c", 3)
+		c.Type, c.TrafficPercentile = rollout.Treatment, *pct("30")
+		s.Versions[1].IsDefault = true
+		s.Versions[0].TrafficPercentile = *pct("20")
+		s.Versions = append(s.Versions, c)
+	})
+	for _, tc := range []struct {
+		up   string
+		want [3]string
+	}{
+		{"abc", [3]string{"20", "50", "30"}},
+		{"ab", [3]string{"50", "50", "0"}},
+		{"bc", [3]string{"0", "70", "30"}}, // the control is out: to the default
+		{"ac", [3]string{"70", "0", "30"}},
+		{"a", [3]string{"100", "0", "0"}},
+		{"c", [3]string{"20", "50", "30"}}, // neither control nor default: requests wait where they belong
+		{"", [3]string{"20", "50", "30"}},
+	} {
+		got := s.SharesWith(func(n string) bool { return strings.Contains(tc.up, n) })
+		for i := range got {
+			if got[i].Percent.String() != tc.want[i] {
+				t.Errorf("with %q up: %v, want %v", tc.up, got, tc.want)
+				break
+			}
+		}
+	}
+}
+
+func TestRevision(t *testing.T) {
+	a := version("a", 1)
+	was := a.Revision()
+	n := 4
+	a.Replicas, a.TrafficPercentile, a.Type, a.Description = &n, 5, rollout.Control, "x"
+	a.Concurrency = &rollout.Concurrency{MaxQueueWaitMs: 900}
+	if a.Revision() != was {
+		t.Error("replicas, share, type, text and queue patience changed the revision")
+	}
+	a.Concurrency.MaxConcurrentRequests = 2
+	if a.Revision() == was {
+		t.Error("another number of slots left the revision as it was")
+	}
+}
