@@ -80,7 +80,7 @@ func Next(e *Endpoint, v View) Plan {
 func planned(s *Spec) map[string]Percent {
 	out := map[string]Percent{}
 	for _, sh := range s.Shares() {
-		out[sh.Name] = sh.Percent
+		out[sh.Name] = max(sh.Percent, s.Version(sh.Name).PlannedPercentile)
 	}
 	return out
 }
@@ -272,7 +272,8 @@ func (s *stepper) room(target Percent) bool {
 	if target > Full-others {
 		return false
 	}
-	return withClaim(&s.e.Spec, s.t.Name, target)[s.e.Spec.ByRole(Control).Name] >= OnePercent
+	c := claimed(&s.e.Spec, s.t.Name, target)
+	return c.Effective(c.ByRole(Control).Name) >= OnePercent
 }
 
 func (s *stepper) shift(target Percent, why Reason, j Judgement) {
@@ -302,12 +303,17 @@ func (s *stepper) wait(why Reason, text string) {
 	s.plan.Rollout.Reason, s.plan.Rollout.Message = why, text
 }
 
-// withClaim are the effective shares if the version claimed p.
-func withClaim(spec *Spec, name string, p Percent) map[string]Percent {
+// claimed is the spec as if the version claimed p.
+func claimed(spec *Spec, name string, p Percent) *Spec {
 	c := *spec
 	c.Versions = slices.Clone(spec.Versions)
 	c.Version(name).TrafficPercentile = p
-	return planned(&c)
+	return &c
+}
+
+// withClaim are the shares to prepare for if the version claimed p.
+func withClaim(spec *Spec, name string, p Percent) map[string]Percent {
+	return planned(claimed(spec, name, p))
 }
 
 // onlyPlanned prepares a version for all traffic while the others keep theirs.

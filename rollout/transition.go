@@ -79,6 +79,12 @@ type Rollback struct{ Version string }
 // Retire takes role and claim from a version that is neither default nor control.
 type Retire struct{ Version string }
 
+// Prepare asks for replicas that can carry a share, without shifting anything.
+type Prepare struct {
+	Version string
+	Percent Percent
+}
+
 // Hold stops advancing and promoting; Resume ends it.
 type (
 	Hold   struct{ Reason string }
@@ -104,6 +110,7 @@ func (o Deploy) String() string   { return "deploy " + o.Version.Name }
 func (o Shift) String() string    { return fmt.Sprintf("traffic %s %s", o.Version, o.Percent) }
 func (o Promote) String() string  { return "promote " + o.Version }
 func (o Rollback) String() string { return "rollback " + o.Version }
+func (o Prepare) String() string  { return fmt.Sprintf("prepare %s %s", o.Version, o.Percent) }
 func (o Retire) String() string   { return "retire " + o.Version }
 func (o Hold) String() string     { return "hold" }
 func (o Resume) String() string   { return "resume" }
@@ -188,10 +195,10 @@ func Apply(e *Endpoint, req Request, op Op) (*Endpoint, Outcome, error) {
 		}
 	}
 	before := fingerprint(w.spec)
-	wasActive := map[string]bool{}
+	wasActive, claims := map[string]bool{}, map[string]Percent{}
 	for i := range w.spec.Versions {
 		v := &w.spec.Versions[i]
-		wasActive[v.Name] = w.spec.Active(v)
+		wasActive[v.Name], claims[v.Name] = w.spec.Active(v), w.spec.Effective(v.Name)
 	}
 	msg, err := op.apply(w)
 	if err != nil {
@@ -204,6 +211,9 @@ func Apply(e *Endpoint, req Request, op Op) (*Endpoint, Outcome, error) {
 			v.RetiredAt = time.Time{}
 		case wasActive[v.Name]:
 			v.RetiredAt = req.At
+		}
+		if was, known := claims[v.Name]; known && was != w.spec.Effective(v.Name) {
+			v.PlannedPercentile = 0
 		}
 		if v.Type != Standby {
 			v.StandbySince, v.StandbyReplicas = time.Time{}, 0
@@ -657,6 +667,15 @@ func (o Retire) apply(w *work) (string, error) {
 		v.RetiredAt = w.req.At
 	}
 	return v.Name + " is retired", nil
+}
+
+func (o Prepare) apply(w *work) (string, error) {
+	v, err := w.version(o.Version)
+	if err != nil {
+		return "", err
+	}
+	v.PlannedPercentile = o.Percent
+	return fmt.Sprintf("replicas of %s are prepared for %s per cent", v.Name, o.Percent), nil
 }
 
 func (o Hold) apply(w *work) (string, error) {

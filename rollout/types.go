@@ -136,6 +136,8 @@ type Version struct {
 	StandbyReplicas int       `json:"standbyReplicas,omitempty"`
 	// TrafficPercentile is the claimed share; what no version claims goes to the default.
 	TrafficPercentile Percent `json:"trafficPercentile"`
+	// PlannedPercentile is a share to prepare replicas for before it is claimed; the next change of the claim ends it.
+	PlannedPercentile Percent `json:"plannedPercentile,omitempty"`
 	// Image by digest: NAME@sha256:HEX.
 	Image       string            `json:"image"`
 	Source      Source            `json:"source,omitzero"`

@@ -53,13 +53,13 @@ func Run(ctx context.Context, o Options) error {
 
 type loop struct {
 	Options
-	last     map[string]telemetry.Report // by epoch
+	meter    Meter
 	memories map[cluster.FleetKey]*Memory
 	periods  map[cluster.FleetKey]time.Time // when a version with a longer refresh period is next due
 }
 
 func newLoop(o Options) *loop {
-	return &loop{Options: o, last: map[string]telemetry.Report{}, memories: map[cluster.FleetKey]*Memory{}, periods: map[cluster.FleetKey]time.Time{}}
+	return &loop{Options: o, memories: map[cluster.FleetKey]*Memory{}, periods: map[cluster.FleetKey]time.Time{}}
 }
 
 // once is one tick: reports, demands, decisions, scales.
@@ -78,7 +78,7 @@ func (l *loop) once(ctx context.Context, now time.Time) error {
 	if missing != nil {
 		l.Logger.Debug("a router's report is missing: nothing is taken away", "error", missing)
 	}
-	loads, whole := l.loads(reports)
+	loads, whole := l.meter.Loads(reports)
 	complete := whole && missing == nil
 
 	byKey := map[cluster.FleetKey]*cluster.FleetState{}
@@ -88,15 +88,7 @@ func (l *loop) once(ctx context.Context, now time.Time) error {
 	var errs []error
 	alive := map[cluster.FleetKey]bool{}
 	for _, e := range endpoints {
-		total := 0.0
-		demands := make([]float64, len(e.Spec.Versions))
-		for i := range e.Spec.Versions {
-			v := &e.Spec.Versions[i]
-			load := loads[cluster.FleetKey{Endpoint: e.Key(), Version: v.Name}]
-			load.QueueWaitSeconds = v.QueueWait().Seconds()
-			demands[i] = load.Demand()
-			total += demands[i]
-		}
+		demands, total := Demands(e, loads)
 		for i := range e.Spec.Versions {
 			v := &e.Spec.Versions[i]
 			key := cluster.FleetKey{Endpoint: e.Key(), Version: v.Name}
@@ -129,6 +121,19 @@ func (l *loop) once(ctx context.Context, now time.Time) error {
 	return errors.Join(errs...)
 }
 
+// Demands of an endpoint's versions, in their order, and their sum, in slots.
+func Demands(e *rollout.Endpoint, loads map[cluster.FleetKey]Load) (each []float64, total float64) {
+	each = make([]float64, len(e.Spec.Versions))
+	for i := range e.Spec.Versions {
+		v := &e.Spec.Versions[i]
+		load := loads[cluster.FleetKey{Endpoint: e.Key(), Version: v.Name}]
+		load.QueueWaitSeconds = v.QueueWait().Seconds()
+		each[i] = load.Demand()
+		total += each[i]
+	}
+	return each, total
+}
+
 func (l *loop) decide(now time.Time, e *rollout.Endpoint, v *rollout.Version, key cluster.FleetKey, have int, demand float64, complete bool) int {
 	m := l.memories[key]
 	if m == nil {
@@ -156,15 +161,20 @@ func planned(e *rollout.Endpoint, version string) float64 {
 
 func round(f float64) float64 { return math.Round(f*100) / 100 }
 
-// loads turns the difference between each router's last two reports into means
-// per version. False means that a router was seen for the first time.
-func (l *loop) loads(reports []telemetry.Report) (map[cluster.FleetKey]Load, bool) {
+// Meter turns routers' cumulative reports into loads over the time between two looks.
+type Meter struct {
+	last map[string]telemetry.Report // by epoch
+}
+
+// Loads are the means per version since the look before. False means that a
+// router is new or had nothing new to say.
+func (m *Meter) Loads(reports []telemetry.Report) (map[cluster.FleetKey]Load, bool) {
 	out := map[cluster.FleetKey]Load{}
 	weights := map[cluster.FleetKey]float64{}
 	seen := map[string]telemetry.Report{}
 	whole := true
 	for _, r := range reports {
-		was, known := l.last[r.Epoch]
+		was, known := m.last[r.Epoch]
 		if known && r.Elapsed <= was.Elapsed {
 			seen[r.Epoch] = was // nothing new: an old report once more
 			whole = false
@@ -207,7 +217,7 @@ func (l *loop) loads(reports []telemetry.Report) (map[cluster.FleetKey]Load, boo
 			out[key] = load
 		}
 	}
-	l.last = seen
+	m.last = seen
 	return out, whole
 }
 

@@ -1,0 +1,166 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"strconv"
+	"time"
+
+	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// messageBytes bounds what of a replica's last words goes into the status.
+const messageBytes = 2000
+
+// observe writes into e's status what is seen of its versions now: the strategy
+// decides on it, and report stores it.
+func (r *Reconciler) observe(e *rollout.Endpoint, fleets map[string]cluster.FleetState, now time.Time) {
+	out := make([]rollout.VersionStatus, 0, len(e.Spec.Versions))
+	ready := map[string]bool{}
+	for i := range e.Spec.Versions {
+		v := &e.Spec.Versions[i]
+		f, has := fleets[v.Name]
+		s := versionStatus(v, f, has)
+		ready[v.Name] = s.ReadyReplicas > 0
+		out = append(out, s)
+	}
+	for i, sh := range e.Spec.SharesWith(func(n string) bool { return ready[n] }) {
+		out[i].EffectivePercent = sh.Percent
+		out[i].PlannedPercent = sh.Percent
+	}
+	e.Status.Versions = out
+	if d, known := r.evidence.demand(e, now); known {
+		e.Status.Demand = settle(e.Status.Demand, d)
+	}
+}
+
+func versionStatus(v *rollout.Version, f cluster.FleetState, has bool) rollout.VersionStatus {
+	s := rollout.VersionStatus{Name: v.Name, State: rollout.StateStarting}
+	if has {
+		s.ReadyReplicas = f.Count(cluster.ReplicaReady)
+		s.Replicas = len(f.Replicas) - f.Count(cluster.ReplicaTerminating)
+	}
+	switch {
+	case !v.RetiredAt.IsZero():
+		s.State = rollout.StateRetired
+	case s.ReadyReplicas > 0:
+		s.State = rollout.StateReady
+	case has && f.Reason != "":
+		s.State, s.Reason, s.Message = rollout.StateFailed, f.Reason, firstLine(f.Message, messageBytes)
+	case has && f.Count(cluster.ReplicaFailed) > 0:
+		s.State = rollout.StateFailed
+		for _, rep := range f.Replicas {
+			if rep.State == cluster.ReplicaFailed {
+				s.Reason, s.Message = rep.Reason, firstLine(rep.Message, messageBytes)
+			}
+		}
+	default:
+		s.Reason = rollout.ReasonStarting
+		for _, rep := range f.Replicas {
+			// A replica between two crashes is starting, but what ended it is the news.
+			if rep.Restarts > 0 && rep.Message != "" {
+				s.Reason, s.Message = rep.Reason, firstLine(rep.Message, messageBytes)
+			}
+		}
+	}
+	return s
+}
+
+// settle keeps the written demand while the new one is within a tenth of it, so
+// that the status is not rewritten for noise.
+func settle(written string, d float64) string {
+	w, err := strconv.ParseFloat(written, 64)
+	if err == nil && d <= w*1.1+0.05 && d >= w*0.9-0.05 {
+		return written
+	}
+	return strconv.FormatFloat(d, 'g', 3, 64)
+}
+
+// report stores the status if it differs from the stored one in anything but
+// evidence, or if evidence was last stored a while ago.
+func (r *Reconciler) report(ctx context.Context, e *rollout.Endpoint, plan rollout.Plan, moved bool, now time.Time) error {
+	stored, err := r.Store.Get(ctx, e.Key())
+	if err != nil {
+		return fmt.Errorf("get endpoint: %w", err)
+	}
+	if stored.Metadata.Generation != e.Metadata.Generation {
+		return nil // what was observed is of an older spec: the watch brings the new one
+	}
+	next := stored.Clone()
+	st := &next.Status
+	st.ObservedGeneration = e.Metadata.Generation
+	st.Versions, st.Demand = e.Status.Versions, e.Status.Demand
+	for i := range st.Versions {
+		v := &st.Versions[i]
+		if p, ok := plan.Planned[v.Name]; ok {
+			v.PlannedPercent = p
+		}
+		if spec := e.Spec.Version(v.Name); v.Reason == "" && v.State == rollout.StateReady && rollout.Queued(&e.Spec, spec) {
+			v.Reason, v.Message = rollout.ReasonQueued, "waits for an older treatment"
+		}
+	}
+	if r.ScoringURI != nil {
+		st.ScoringURI = r.ScoringURI(e.Key())
+	}
+	rollout.RecordHistory(st, e.Spec.Changes)
+	st.Conditions = conditions(st.Conditions, e, now)
+	evidence := r.evidence.status(e, now)
+	var ro *rollout.RolloutStatus
+	if plan.Rollout.Treatment != "" || len(evidence) > 0 {
+		c := plan.Rollout
+		ro = &c
+	}
+	var was []rollout.EvidenceStatus
+	if stored.Status.Rollout != nil {
+		was = stored.Status.Rollout.Evidence
+	}
+	if ro != nil {
+		ro.Evidence = was
+	}
+	st.Rollout = ro
+	same := reflect.DeepEqual(stored.Clone().Status, next.Clone().Status)
+	if ro != nil && !reflect.DeepEqual(was, evidence) && (!same || moved || r.evidence.saveDue(e.Key(), now)) {
+		ro.Evidence = evidence
+		r.evidence.saved(e.Key(), now)
+		same = false
+	}
+	if same {
+		return nil
+	}
+	if _, err := r.Store.UpdateStatus(ctx, next); err != nil {
+		return fmt.Errorf("store status: %w", err)
+	}
+	return nil
+}
+
+// conditions say whether the endpoint serves, and whether shares fell back.
+func conditions(was []rollout.Condition, e *rollout.Endpoint, now time.Time) []rollout.Condition {
+	ready := rollout.Condition{Type: "Ready", Status: "False", Reason: rollout.ReasonNothingServes, Message: "no version has a ready replica"}
+	names := map[string]bool{}
+	for _, v := range e.Status.Versions {
+		names[v.Name] = v.ReadyReplicas > 0
+		if v.ReadyReplicas > 0 {
+			ready = rollout.Condition{Type: "Ready", Status: "True", Reason: rollout.ReasonNoChange}
+		}
+	}
+	fell := rollout.Condition{Type: "Fallback", Status: "False", Reason: rollout.ReasonNoChange}
+	for _, sh := range e.Spec.SharesWith(func(n string) bool { return names[n] }) {
+		if sh.Fallback > 0 {
+			fell = rollout.Condition{Type: "Fallback", Status: "True", Reason: rollout.ReasonFallback,
+				Message: fmt.Sprintf("%s takes %s per cent of versions without ready replicas", sh.Name, sh.Fallback)}
+		}
+	}
+	out := []rollout.Condition{ready, fell}
+	for i := range out {
+		c := &out[i]
+		c.ObservedGeneration, c.LastTransitionTime = e.Metadata.Generation, now.UTC().Truncate(time.Second)
+		for _, w := range was {
+			if w.Type == c.Type && w.Status == c.Status {
+				c.LastTransitionTime = w.LastTransitionTime
+			}
+		}
+	}
+	return out
+}
