@@ -1,0 +1,370 @@
+// Package deploy is the pipeline from a project to a version that takes traffic:
+// package, ship, join the endpoint at 0, become ready, pass the smoke test, get
+// its part. The command line, the Action and the API share it.
+package deploy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// Shipment is a project made into an image.
+type Shipment struct {
+	// Endpoint that the project names.
+	Endpoint string
+	// Image by digest.
+	Image    string
+	Settings rollout.Settings
+	Strategy *rollout.Strategy
+	// Test is the smoke test, or nil.
+	Test *Test
+	// Files and Bytes that the archive holds; Known says that it was there already.
+	Files int
+	Bytes int64
+	Known bool
+	// Name is the version's name by the naming rules.
+	Name   string
+	Source rollout.Source
+}
+
+// Test is a request and what its answer must be.
+type Test struct {
+	Body   []byte
+	Status int
+}
+
+// Shipper makes a project's directory into an image that the fleets can run.
+type Shipper interface {
+	Ship(ctx context.Context, dir string) (Shipment, error)
+}
+
+// Progress is told what happens, one line a step.
+type Progress func(format string, args ...any)
+
+// Options of Run.
+type Options struct {
+	Dir       string
+	Namespace string
+	// Endpoint and Version override the project's and the naming rules' names.
+	Endpoint, Version string
+	// Source says where the commit comes from; fields that are set override what the shipper found.
+	Source       rollout.Source
+	Repositories []int64
+	// Percent to claim once ready; with a strategy it is the first step.
+	Percent *rollout.Percent
+	// Type of a version that is not the first: treatment unless given.
+	Type        *rollout.Role
+	Description string
+	Default     bool
+	Actor       string
+	// Timeout for becoming ready; 0 does not wait, and leaves the version untyped at 0 unless it is the first.
+	Timeout time.Duration
+
+	Shipper  Shipper
+	Store    cluster.Store
+	Keys     cluster.Keys
+	Logs     cluster.LogReader
+	Client   *http.Client
+	Progress Progress
+	Logger   *slog.Logger
+}
+
+// Result of a deploy.
+type Result struct {
+	Endpoint rollout.Key
+	Version  string
+	Image    string
+	// Changed is false when the same version ran already.
+	Changed    bool
+	First      bool
+	ScoringURI string
+	Message    string
+}
+
+// Run carries out a deploy. A version that does not become ready in time, or
+// fails its smoke test, is left untyped at 0 and the error says why, with the
+// last lines that its replica wrote; only a first version, which nothing else
+// could stand in for, keeps its part.
+func Run(ctx context.Context, o Options) (Result, error) {
+	if o.Progress == nil {
+		o.Progress = func(string, ...any) {}
+	}
+	ship, err := o.Shipper.Ship(ctx, o.Dir)
+	if err != nil {
+		return Result{}, err
+	}
+	d := &deployment{Options: o, ship: ship, id: "deploy-" + uuid.NewString()}
+	if o.Endpoint != "" {
+		d.ship.Endpoint = o.Endpoint
+	}
+	if o.Version != "" {
+		d.ship.Name = o.Version
+	}
+	if err := errors.Join(rollout.ValidateName("endpoint", "an endpoint", d.ship.Endpoint), rollout.ValidateName("version", "a version", d.ship.Name)); err != nil {
+		return Result{}, err
+	}
+	d.key = rollout.Key{Namespace: o.Namespace, Name: d.ship.Endpoint}
+	known := "new"
+	if ship.Known {
+		known = "known already"
+	}
+	o.Progress("packaged %d files, %d bytes (%s): %s", ship.Files, ship.Bytes, known, ship.Image)
+	return d.run(ctx)
+}
+
+type deployment struct {
+	Options
+	ship Shipment
+	key  rollout.Key
+	id   string
+}
+
+func (d *deployment) run(ctx context.Context) (Result, error) {
+	e, out, first, err := d.join(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	d.Progress("%s", out.Message)
+	res := Result{Endpoint: d.key, Version: d.ship.Name, Image: e.Spec.Version(d.ship.Name).Image, Changed: out.Changed, First: first, Message: out.Message, ScoringURI: e.Status.ScoringURI}
+	if v := e.Spec.Version(d.ship.Name); !out.Changed && (v.Type != rollout.Untyped || !v.RetiredAt.IsZero()) {
+		return res, nil // it has had its part already
+	}
+	if d.Timeout == 0 {
+		return res, nil
+	}
+	e, err = d.ready(ctx)
+	if err == nil {
+		res.ScoringURI = e.Status.ScoringURI
+		err = d.test(ctx, e)
+	}
+	if err != nil {
+		return res, d.giveUp(err, first)
+	}
+	if first {
+		return res, nil
+	}
+	msg, err := d.enter(ctx)
+	if err != nil {
+		return res, err
+	}
+	d.Progress("%s", msg)
+	res.Message, res.Changed = msg, true
+	return res, nil
+}
+
+// join adds the version to its endpoint, which it makes if there is none.
+func (d *deployment) join(ctx context.Context) (*rollout.Endpoint, rollout.Outcome, bool, error) {
+	src := d.ship.Source
+	if d.Source.RepositoryID != 0 {
+		src.RepositoryID = d.Source.RepositoryID
+	}
+	if d.Source.PullRequest != 0 {
+		src.PullRequest = d.Source.PullRequest
+	}
+	if d.Source.Commit != "" {
+		src.Commit = d.Source.Commit
+	}
+	if d.Source.RunID != 0 {
+		src.RunID = d.Source.RunID
+	}
+	repos := d.Repositories
+	if src.RepositoryID != 0 {
+		repos = append(repos, src.RepositoryID)
+	}
+	op := rollout.Deploy{
+		Version: rollout.Version{
+			Name: d.ship.Name, Image: d.ship.Image, Source: src, Description: d.Description, Settings: d.ship.Settings,
+		},
+		Strategy: d.ship.Strategy,
+	}
+	first := false
+	e, out, err := Edit(ctx, d.Store, d.key, d.request(d.id), func(e *rollout.Endpoint) (rollout.Op, error) {
+		first = len(e.Spec.Versions) == 0 || (len(e.Spec.Versions) == 1 && e.Spec.Versions[0].Name == d.ship.Name)
+		// Only a new endpoint is bound by its deploy: later on, who may act on it is not for a workflow to say.
+		op.Repositories = nil
+		if e.Metadata.UID == "" {
+			op.Repositories = repos
+		}
+		return op, nil
+	})
+	return e, out, first, err
+}
+
+func (d *deployment) request(id string) rollout.Request {
+	return rollout.Request{ID: id, Actor: d.Actor, Reason: rollout.ReasonRequested, At: time.Now().UTC()}
+}
+
+// enter gives the version its part.
+func (d *deployment) enter(ctx context.Context) (string, error) {
+	role := rollout.Treatment
+	if d.Type != nil {
+		role = *d.Type
+	}
+	_, out, err := Edit(ctx, d.Store, d.key, d.request(d.id+"-enter"), func(*rollout.Endpoint) (rollout.Op, error) {
+		return rollout.Update{Version: d.ship.Name, Type: &role, Percent: d.Percent, Default: d.Default}, nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("give %s its part: %w", d.ship.Name, err)
+	}
+	return out.Message, nil
+}
+
+// ready waits until a replica of the version is ready.
+func (d *deployment) ready(ctx context.Context) (*rollout.Endpoint, error) {
+	d.Progress("waiting for %s to be ready (at most %s)", d.ship.Name, d.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	last := rollout.VersionStatus{Reason: rollout.ReasonStarting, Message: "nothing reports on it: is the control role running? (`sluice up`)"}
+	for {
+		e, err := d.Store.Get(ctx, d.key)
+		if err == nil {
+			if e.Spec.Version(d.ship.Name) == nil {
+				return nil, rollout.UnknownVersion(&e.Spec, d.ship.Name)
+			}
+			for _, s := range e.Status.Versions {
+				if s.Name == d.ship.Name {
+					last = s
+				}
+			}
+			if last.ReadyReplicas > 0 {
+				d.Progress("%s is ready", d.ship.Name)
+				return e, nil
+			}
+			if last.Reason == rollout.ReasonInitFailed || last.Reason == rollout.ReasonImageMissing {
+				return nil, d.notReady(last) // it will not get better by waiting
+			}
+		}
+		select {
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return nil, d.notReady(last)
+			}
+			return nil, ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+func (d *deployment) notReady(s rollout.VersionStatus) error {
+	reason := s.Reason
+	if reason == "" || reason == rollout.ReasonStarting {
+		reason = rollout.ReasonReadyTimeout
+	}
+	msg := fmt.Sprintf("%s did not become ready", d.ship.Name)
+	if reason == rollout.ReasonReadyTimeout {
+		msg += fmt.Sprintf(" within %s", d.Timeout)
+	}
+	if s.Message != "" {
+		msg += ": " + s.Message
+	}
+	return &rollout.Error{Reason: reason, Field: "version", Message: msg, Hint: fmt.Sprintf("read `sluice logs %s %s`, mend it and deploy again", d.key.Name, d.ship.Name)}
+}
+
+// test sends the smoke test to the version, and only to it.
+func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
+	t := d.ship.Test
+	if t == nil {
+		return nil
+	}
+	fail := func(format string, args ...any) error {
+		return &rollout.Error{Reason: rollout.ReasonSmokeFailed, Field: "test", Message: fmt.Sprintf(format, args...), Hint: fmt.Sprintf("read `sluice logs %s %s`", d.key.Name, d.ship.Name)}
+	}
+	if e.Status.ScoringURI == "" {
+		return fail("the endpoint has no address to send the smoke test to")
+	}
+	client := d.Client
+	if client == nil {
+		client = &http.Client{Timeout: 2 * time.Minute}
+	}
+	var status int
+	var body []byte
+	// The router learns of a new replica and of new keys a moment after the status: its own
+	// refusals are tried again for a while, an answer of the version never is.
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.Status.ScoringURI, bytes.NewReader(t.Body))
+		if err != nil {
+			return fail("the smoke test cannot be sent: %v", err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Sluice-Version", d.ship.Name)
+		if e.Spec.AuthMode() == rollout.AuthKey {
+			keys, err := d.Keys.Keys(ctx, d.key)
+			if err != nil {
+				return fail("the endpoint's key cannot be read: %v", err)
+			}
+			req.Header.Set("Authorization", "Bearer "+keys.Primary)
+		}
+		resp, err := client.Do(req)
+		retry := err != nil
+		if err == nil {
+			status = resp.StatusCode
+			body, err = io.ReadAll(io.LimitReader(resp.Body, 4096))
+			_ = resp.Body.Close()
+			retry = status == http.StatusServiceUnavailable || status == http.StatusNotFound || status == http.StatusUnauthorized
+		}
+		if !retry && err == nil {
+			break
+		}
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			if err != nil {
+				return fail("the smoke test got no answer: %v", err)
+			}
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	if status != t.Status {
+		return fail("the smoke test expects status %d and got %d: %s", t.Status, status, bytes.TrimSpace(body))
+	}
+	d.Progress("the smoke test passed: status %d", status)
+	return nil
+}
+
+// giveUp leaves the version without a part and adds what its replicas wrote last.
+func (d *deployment) giveUp(cause error, first bool) error {
+	// The caller's context may be what ended the wait: cleaning up has its own.
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var lines string
+	if d.Logs != nil {
+		if r, err := d.Logs.Logs(ctx, cluster.FleetKey{Endpoint: d.key, Version: d.ship.Name}, cluster.LogOptions{Tail: 15}); err == nil {
+			b, _ := io.ReadAll(io.LimitReader(r, 16<<10))
+			_ = r.Close()
+			lines = string(b)
+		}
+	}
+	if first {
+		d.Progress("%s stays: it is the first version, and nothing else could serve", d.ship.Name)
+	} else {
+		req := d.request(d.id + "-give-up")
+		req.Reason, req.Message = rollout.ReasonOf(cause), cause.Error()
+		if _, _, err := Edit(ctx, d.Store, d.key, req, func(*rollout.Endpoint) (rollout.Op, error) {
+			return rollout.Retire{Version: d.ship.Name}, nil
+		}); err != nil {
+			cause = errors.Join(cause, fmt.Errorf("retire %s: %w", d.ship.Name, err))
+		} else {
+			d.Progress("%s is left untyped at 0 per cent", d.ship.Name)
+		}
+	}
+	if lines != "" {
+		d.Progress("its last lines:\n%s", lines)
+	}
+	return cause
+}
