@@ -38,16 +38,18 @@ type Reader interface {
 
 // Writer changes endpoints under optimistic concurrency.
 type Writer interface {
-	// Create stores a new endpoint and returns it with UID, generation and resource
-	// version; ErrExists if the name is taken. The spec must be valid.
+	// Create stores a new endpoint and returns it with UID, generation 1 and resource
+	// version; ErrExists if the name is taken. Names and spec must be valid, else *rollout.Error
+	// values. Its status is not looked at: a new endpoint has none.
 	Create(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpoint, error)
 	// Update stores the spec of e (its status is not looked at) if e's resource version is
 	// the stored one, else ErrConflict; ErrNotFound if it is gone. An invalid spec, or one
 	// that changes what never changes, is refused with *rollout.Error values and nothing is stored.
+	// It returns what is stored now. A spec that differs in nothing keeps resource version and generation.
 	Update(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpoint, error)
-	// UpdateStatus stores the status of e (its spec is not looked at) in the same way.
+	// UpdateStatus stores the status of e (its spec is not looked at) in the same way; the generation stays.
 	UpdateStatus(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpoint, error)
-	// Delete removes the endpoint. An empty resource version matches any.
+	// Delete removes the endpoint; ErrNotFound if there is none. An empty resource version matches any.
 	Delete(ctx context.Context, key rollout.Key, resourceVersion string) error
 }
 
@@ -110,7 +112,7 @@ type Replica struct {
 // FleetState is what is known of a version's replicas.
 type FleetState struct {
 	Key FleetKey `json:"key"`
-	// Revision and Slots that were applied last.
+	// Revision that was applied last.
 	Revision string `json:"revision"`
 	// Desired replicas, as scaled last.
 	Desired  int       `json:"desired"`
@@ -134,15 +136,16 @@ func (f *FleetState) Count(state ReplicaState) int {
 // FleetWriter makes and ends fleets; the control role has it.
 type FleetWriter interface {
 	// Apply makes the version's fleet be as spec. A new fleet has one replica. A changed revision
-	// replaces replicas one by one, each old one drained after a new one is ready.
+	// replaces replicas one by one, each old one drained after a new one is ready. It does not wait for any of that.
 	Apply(ctx context.Context, spec FleetSpec) error
-	// Delete drains and removes the fleet; one that is gone already is no error.
+	// Delete drains and removes the fleet; one that is gone already is no error. It does not wait:
+	// the fleet is seen with Desired 0 until its last replica is gone. Apply in that time makes it anew.
 	Delete(ctx context.Context, key FleetKey) error
 }
 
 // Scaler sets replica counts; only the autoscaler has it.
 type Scaler interface {
-	// Scale fails with ErrNotFound if there is no such fleet.
+	// Scale fails with ErrNotFound if there is no such fleet, and refuses a negative count.
 	Scale(ctx context.Context, key FleetKey, replicas int) error
 }
 
@@ -163,7 +166,9 @@ type LogOptions struct {
 
 // LogReader reads what replicas wrote.
 type LogReader interface {
-	// Logs fails with ErrNotFound for a version that never had replicas. Each line begins with the replica's name.
+	// Logs fails with ErrNotFound for a version that never had replicas. Each line begins with the
+	// replica's name and a space. While following, replicas that come later are read too; the
+	// reader ends when ctx ends or it is closed.
 	Logs(ctx context.Context, key FleetKey, o LogOptions) (io.ReadCloser, error)
 }
 
@@ -203,7 +208,8 @@ type Entry struct {
 
 // Journal records commands durably; an entry that Claim returned true for is on disk.
 type Journal interface {
-	// Claim records the entry as pending. False means that the name is taken: the stored entry is returned.
+	// Claim records the entry as pending, whatever its state, and sets At if it is zero. False means
+	// that the name is taken: the stored entry is returned.
 	Claim(ctx context.Context, e Entry) (Entry, bool, error)
 	// Finish sets state, reason and result of an entry; ErrNotFound if there is none.
 	Finish(ctx context.Context, name string, state EntryState, reason rollout.Reason, result string) error
@@ -219,9 +225,9 @@ type Keys interface {
 	Keys(ctx context.Context, key rollout.Key) (access.Keys, error)
 	// EnsureKeys makes keys if there are none.
 	EnsureKeys(ctx context.Context, key rollout.Key) (access.Keys, error)
-	// PutKeys replaces them.
+	// PutKeys replaces them, or sets them where there are none; two empty keys are refused.
 	PutKeys(ctx context.Context, key rollout.Key, k access.Keys) error
-	// DeleteKeys of an endpoint that is gone.
+	// DeleteKeys of an endpoint that is gone; without keys there is nothing to do and no error.
 	DeleteKeys(ctx context.Context, key rollout.Key) error
 }
 
