@@ -42,6 +42,8 @@ type Shipment struct {
 type Test struct {
 	Body   []byte
 	Status int
+	// Contains, if not empty, must occur in the answer.
+	Contains string
 }
 
 // Shipper makes a project's directory into an image that the fleets can run.
@@ -189,7 +191,7 @@ func (d *deployment) join(ctx context.Context) (*rollout.Endpoint, rollout.Outco
 		Strategy: d.ship.Strategy,
 	}
 	first := false
-	e, out, err := Edit(ctx, d.Store, d.key, d.request(d.id), func(e *rollout.Endpoint) (rollout.Op, error) {
+	e, out, err := cluster.Edit(ctx, d.Store, d.key, d.request(d.id), func(e *rollout.Endpoint) (rollout.Op, error) {
 		first = len(e.Spec.Versions) == 0 || (len(e.Spec.Versions) == 1 && e.Spec.Versions[0].Name == d.ship.Name)
 		// Only a new endpoint is bound by its deploy: later on, who may act on it is not for a workflow to say.
 		op.Repositories = nil
@@ -211,7 +213,7 @@ func (d *deployment) enter(ctx context.Context) (string, error) {
 	if d.Type != nil {
 		role = *d.Type
 	}
-	_, out, err := Edit(ctx, d.Store, d.key, d.request(d.id+"-enter"), func(*rollout.Endpoint) (rollout.Op, error) {
+	_, out, err := cluster.Edit(ctx, d.Store, d.key, d.request(d.id+"-enter"), func(*rollout.Endpoint) (rollout.Op, error) {
 		return rollout.Update{Version: d.ship.Name, Type: &role, Percent: d.Percent, Default: d.Default}, nil
 	})
 	if err != nil {
@@ -312,7 +314,7 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 		retry := err != nil
 		if err == nil {
 			status = resp.StatusCode
-			body, err = io.ReadAll(io.LimitReader(resp.Body, 4096))
+			body, err = io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 			_ = resp.Body.Close()
 			retry = status == http.StatusServiceUnavailable || status == http.StatusNotFound || status == http.StatusUnauthorized
 		}
@@ -331,7 +333,10 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 		}
 	}
 	if status != t.Status {
-		return fail("the smoke test expects status %d and got %d: %s", t.Status, status, bytes.TrimSpace(body))
+		return fail("the smoke test expects status %d and got %d: %.2000s", t.Status, status, bytes.TrimSpace(body))
+	}
+	if !bytes.Contains(body, []byte(t.Contains)) {
+		return fail("the smoke test expects an answer with %q and got: %.2000s", t.Contains, bytes.TrimSpace(body))
 	}
 	d.Progress("the smoke test passed: status %d", status)
 	return nil
@@ -355,7 +360,7 @@ func (d *deployment) giveUp(cause error, first bool) error {
 	} else {
 		req := d.request(d.id + "-give-up")
 		req.Reason, req.Message = rollout.ReasonOf(cause), cause.Error()
-		if _, _, err := Edit(ctx, d.Store, d.key, req, func(*rollout.Endpoint) (rollout.Op, error) {
+		if _, _, err := cluster.Edit(ctx, d.Store, d.key, req, func(*rollout.Endpoint) (rollout.Op, error) {
 			return rollout.Retire{Version: d.ship.Name}, nil
 		}); err != nil {
 			cause = errors.Join(cause, fmt.Errorf("retire %s: %w", d.ship.Name, err))

@@ -1,4 +1,4 @@
-package deploy
+package cluster
 
 import (
 	"context"
@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -17,7 +16,7 @@ const editTries = 20
 // writes it with its resource version; a lost race begins again from the read. An
 // endpoint that is not there is handed to change empty, and created by its first
 // Deploy. The endpoint returned has the status as read.
-func Edit(ctx context.Context, store cluster.Store, key rollout.Key, req rollout.Request, change func(*rollout.Endpoint) (rollout.Op, error)) (*rollout.Endpoint, rollout.Outcome, error) {
+func Edit(ctx context.Context, store Store, key rollout.Key, req rollout.Request, change func(*rollout.Endpoint) (rollout.Op, error)) (*rollout.Endpoint, rollout.Outcome, error) {
 	var last error
 	for try := range editTries {
 		if try > 0 {
@@ -28,7 +27,7 @@ func Edit(ctx context.Context, store cluster.Store, key rollout.Key, req rollout
 			}
 		}
 		e, err := store.Get(ctx, key)
-		missing := errors.Is(err, cluster.ErrNotFound)
+		missing := errors.Is(err, ErrNotFound)
 		if missing {
 			e = &rollout.Endpoint{APIVersion: rollout.APIVersion, Kind: rollout.Kind, Metadata: rollout.Metadata{Namespace: key.Namespace, Name: key.Name}}
 		} else if err != nil {
@@ -57,7 +56,7 @@ func Edit(ctx context.Context, store cluster.Store, key rollout.Key, req rollout
 		if err == nil {
 			return stored, out, nil
 		}
-		if !errors.Is(err, cluster.ErrConflict) && !errors.Is(err, cluster.ErrExists) && !errors.Is(err, cluster.ErrNotFound) {
+		if !errors.Is(err, ErrConflict) && !errors.Is(err, ErrExists) && !errors.Is(err, ErrNotFound) {
 			return nil, rollout.Outcome{}, fmt.Errorf("write endpoint %s: %w", key, err)
 		}
 		last = err
