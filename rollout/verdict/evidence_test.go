@@ -52,7 +52,7 @@ func bruteForce(ratios, weights []float64, null float64, events []event) float64
 
 func grids(p Params) (worse, worseW, fine, fineW []float64) {
 	worse = []float64{1.25, 1.5, 2, 3, 5, 10, 30, 100}
-	worseW = []float64{0.08, 0.10, 0.20, 0.20, 0.16, 0.12, 0.10, 0.04}
+	worseW = []float64{0.07, 0.15, 0.20, 0.18, 0.15, 0.12, 0.09, 0.04}
 	for j := range worse {
 		worse[j] *= p.R0
 	}

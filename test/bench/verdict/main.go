@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"runtime"
 	"strconv"
@@ -93,6 +94,7 @@ func falseAlarms(b *bench) table {
 	row("1 %, in bursts of 10, each observed", scenario{control: 0.01, treatment: 0.01, burst: 10})
 	row("1 %, in bursts of 10, observed once", scenario{control: 0.01, treatment: 0.01, burst: 10, once: true})
 	t.notes = []string{
+		fmt.Sprintf("standard error of a rate of 1 %%: %s; of 5 %%: %s", percent(standardError(0.01, b.runs)), percent(standardError(0.05, b.runs))),
 		fmt.Sprintf("until %s treatment requests; bursts: one cause breaks ten requests of one arm on average,", group(horizon)),
 		"which breaks the promise unless the router observes such a cause once",
 	}
@@ -138,14 +140,16 @@ func promotion(b *bench) table {
 }
 
 func falsePromotion(b *bench) table {
-	t := table{title: "4. False promotions over the ramp, β = 5 %: ever fit for promotion at r1 = 2 and above"}
+	const more = 4
+	runs := more * b.runs
+	t := table{title: fmt.Sprintf("4. False promotions over the ramp, β = 5 %%: ever fit for promotion at r1 = 2 and above (%s runs per cell)", group(int64(runs)))}
 	t.add("control", "treatment", "not_worse alone at β", "at β/2", "bounded at β/2", "either at β/2", "… before worse")
 	for _, c := range []struct{ control, treatment float64 }{
 		{0.001, 0.002}, {0.01, 0.02}, {0.05, 0.10},
 		{0.005, 0.01}, {0.005, 0.0101}, {0.0051, 0.0102}, {0.002, 0.0101},
 	} {
 		s := scenario{control: c.control, treatment: c.treatment, ramp: ramp(), horizon: horizon}
-		rs := b.all(s, fine25, bound25)
+		rs := b.many(runs, s, fine25, bound25)
 		limit := b.params.MaxBadPercent / 100
 		both, bound, first := percent(share(rs, fine25, bound25)), percent(share(rs, bound25)), percent(promotedFirst(rs))
 		if c.treatment < limit {
@@ -157,6 +161,7 @@ func falsePromotion(b *bench) table {
 	t.notes = []string{
 		fmt.Sprintf("until %s treatment requests; (allowed): below maxBadPercent a treatment may be promoted, however good its control is", group(horizon)),
 		"before worse: with the rollback at α = 1 % on, as in a rollout",
+		fmt.Sprintf("standard error of a rate of 2.5 %%: %s; of 5 %%: %s", percent(standardError(0.025, runs)), percent(standardError(0.05, runs))),
 	}
 	return t
 }
@@ -186,7 +191,8 @@ func bounded(b *bench) table {
 		}
 		t.add(number(100*p)+" %", requests(quantile(rs, bound25, 0.5)), requests(quantile(rs, bound25, 0.9)), floor, percent(share(rs, bound25)))
 	}
-	t.notes = []string{"until 100,000 treatment requests; the last two rows are false promotions, at most 2.5 %"}
+	t.notes = []string{fmt.Sprintf("until 100,000 treatment requests; the last two rows are false promotions, promised at most 2.5 %% (standard error %s)",
+		percent(standardError(0.025, b.runs)))}
 	return t
 }
 
@@ -221,6 +227,9 @@ func policy(b *bench) table {
 	}
 	return t
 }
+
+// standardError of a rate p measured in n runs.
+func standardError(p float64, n int) float64 { return math.Sqrt(p * (1 - p) / float64(n)) }
 
 func percent(f float64) string { return strconv.FormatFloat(100*f, 'f', 2, 64) + " %" }
 func number(f float64) string  { return strconv.FormatFloat(f, 'g', 6, 64) }

@@ -213,16 +213,19 @@ func (b *bench) run(s scenario, rng *rand.Rand, wanted []rule) result {
 	return r
 }
 
-// all runs of a scenario. Every run has its own random numbers, so that results do not
+// all runs of a scenario.
+func (b *bench) all(s scenario, wanted ...rule) []result { return b.many(b.runs, s, wanted...) }
+
+// many is that many runs of a scenario. Every run has its own random numbers, so that results do not
 // depend on the number of workers.
-func (b *bench) all(s scenario, wanted ...rule) []result {
+func (b *bench) many(runs int, s scenario, wanted ...rule) []result {
 	b.cell++
 	cell := b.cell
-	out := make([]result, b.runs)
+	out := make([]result, runs)
 	var wg sync.WaitGroup
 	for w := range b.workers {
 		wg.Go(func() {
-			for i := w; i < b.runs; i += b.workers {
+			for i := w; i < runs; i += b.workers {
 				out[i] = b.run(s, rand.New(rand.NewPCG(b.seed+cell<<32, uint64(i))), wanted)
 			}
 		})
