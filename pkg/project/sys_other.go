@@ -1,0 +1,27 @@
+//go:build !linux
+
+package project
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// adviseSequential does nothing here.
+func adviseSequential(*os.File) {}
+
+// syncTree makes the files below dir durable.
+func syncTree(dir string) error {
+	return filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		f, err := os.OpenFile(p, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close() //nolint:errcheck // synced before
+		return f.Sync()
+	})
+}

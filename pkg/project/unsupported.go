@@ -1,0 +1,83 @@
+package project
+
+import (
+	"fmt"
+
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// unsupported lists the manifest's fields whose behaviour is not built yet. They are
+// known, so that they are refused by name instead of called unknown, and refused, so
+// that nobody believes they do something. Those of version and strategy are
+// rollout's, whose validation refuses them for every writer alike.
+//
+// A path ends in the field; [] stands for each element of a list.
+var unsupported = []struct {
+	path, what, hint string
+	set              func(*Manifest) []int // the indices, or {-1}, where it is set
+}{
+	{
+		"models[%d].uri", "models from elsewhere", "remove it and give the model's path in the project",
+		eachModel(func(m Model) bool { return m.URI != "" }),
+	},
+	{
+		"models[%d].sha256", "models from elsewhere", "remove it; the archive's digest covers models in the project",
+		eachModel(func(m Model) bool { return m.SHA256 != "" }),
+	},
+	{
+		"environment.baseImage", "images of an environment", "remove it, or wait for the release that builds images; on one machine its own python3 runs the script",
+		once(func(m *Manifest) bool { return m.Environment.BaseImage != "" }),
+	},
+	{
+		"environment.dockerSteps", "images of an environment", "remove them, or wait for the release that builds images; on one machine install what the script needs there",
+		once(func(m *Manifest) bool { return len(m.Environment.DockerSteps) > 0 }),
+	},
+	{
+		"environment.dockerfile", "images of an environment", "remove it, or wait for the release that builds images; on one machine install what the script needs there",
+		once(func(m *Manifest) bool { return m.Environment.Dockerfile != "" }),
+	},
+	{
+		"environment.conda", "environments from a Conda definition", "remove it, or wait for the release that builds images; on one machine its own python3 runs the script, with what is installed for it",
+		once(func(m *Manifest) bool { return m.Environment.Conda != "" }),
+	},
+	{
+		"environment.requirements", "environments from requirements", "remove it, or wait for the release that builds images; on one machine its own python3 runs the script, with what is installed for it",
+		once(func(m *Manifest) bool { return m.Environment.Requirements != "" }),
+	},
+}
+
+func once(set func(*Manifest) bool) func(*Manifest) []int {
+	return func(m *Manifest) []int {
+		if set(m) {
+			return []int{-1}
+		}
+		return nil
+	}
+}
+
+func eachModel(set func(Model) bool) func(*Manifest) []int {
+	return func(m *Manifest) []int {
+		var out []int
+		for i, model := range m.Models {
+			if set(model) {
+				out = append(out, i)
+			}
+		}
+		return out
+	}
+}
+
+// refuseUnsupported reports each field of the table that is set.
+func (m *Manifest) unsupportedFields() []*rollout.Error {
+	var errs []*rollout.Error
+	for _, u := range unsupported {
+		for _, i := range u.set(m) {
+			field := u.path
+			if i >= 0 {
+				field = fmt.Sprintf(u.path, i)
+			}
+			errs = append(errs, refuse(rollout.ReasonNotSupportedYet, field, u.hint, "%s: not built yet, so it is refused rather than ignored", u.what))
+		}
+	}
+	return errs
+}
