@@ -1,0 +1,374 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// change is a transition asked for on the command line.
+type change struct {
+	endpoint string
+	version  string
+	op       rollout.Op
+	force    bool
+}
+
+func (a *app) change(ctx context.Context, ch change) error {
+	sys, err := a.open()
+	if err != nil {
+		return err
+	}
+	out, err := a.apply(ctx, sys, ch)
+	if err != nil {
+		return err
+	}
+	return a.printDone(done{Endpoint: ch.endpoint, Version: ch.version, Changed: out.Changed, Message: ch.endpoint + ": " + out.Message})
+}
+
+func (a *app) apply(ctx context.Context, sys *system, ch change) (rollout.Outcome, error) {
+	if err := rollout.ValidateName("endpoint", "an endpoint", ch.endpoint); err != nil {
+		return rollout.Outcome{}, err
+	}
+	_, out, err := cluster.Edit(ctx, sys.Store, a.key(ch.endpoint), rollout.Request{
+		ID: "cli-" + uuid.NewString(), Actor: a.actor(), At: time.Now().UTC(), Force: ch.force, ForeignActor: "file",
+	}, func(*rollout.Endpoint) (rollout.Op, error) { return ch.op, nil })
+	return out, err
+}
+
+// share flags of commands that need ready slots.
+type share struct {
+	force   bool
+	wait    bool
+	timeout time.Duration
+}
+
+func (s *share) flags(c *cobra.Command) {
+	c.Flags().BoolVar(&s.force, "force", false, "even if too few slots are ready for the share")
+	c.Flags().BoolVar(&s.wait, "wait", false, "prepare replicas for the share first and wait for them")
+	c.Flags().DurationVar(&s.timeout, "timeout", 5*time.Minute, "how long to wait")
+}
+
+// withRoom applies ch, with --wait after replicas for the share are ready.
+func (a *app) withRoom(ctx context.Context, ch change, s share, percent rollout.Percent) error {
+	ch.force = s.force
+	if !s.wait {
+		return a.change(ctx, ch)
+	}
+	sys, err := a.open()
+	if err != nil {
+		return err
+	}
+	if _, err := a.apply(ctx, sys, change{endpoint: ch.endpoint, version: ch.version, op: rollout.Prepare{Version: ch.version, Percent: percent}}); err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintf(a.io.Err, "preparing replicas of %s for %s %%\n", ch.version, percent)
+	err = a.until(ctx, sys, ch.endpoint, s.timeout, func(e *rollout.Endpoint) (bool, string, error) {
+		v := e.Spec.Version(ch.version)
+		if v == nil {
+			return false, "", rollout.UnknownVersion(&e.Spec, ch.version)
+		}
+		have, need := rollout.Slots(v, &e.Status, percent)
+		return have >= need, fmt.Sprintf("%s has %d of %d slots ready", ch.version, have, need), nil
+	})
+	if err != nil {
+		return err
+	}
+	return a.change(ctx, ch)
+}
+
+// until watches an endpoint until the condition holds; the text says how far it is.
+func (a *app) until(ctx context.Context, sys *system, endpoint string, timeout time.Duration, holds func(*rollout.Endpoint) (bool, string, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	changes, err := sys.Store.Watch(ctx)
+	if err != nil {
+		return err
+	}
+	last := ""
+	for {
+		e, err := getEndpoint(ctx, sys.Store, a.key(endpoint))
+		if err != nil {
+			return err
+		}
+		ok, text, err := holds(e)
+		if err != nil || ok {
+			return err
+		}
+		if text != last {
+			_, _ = fmt.Fprintln(a.io.Err, text)
+			last = text
+		}
+		for waiting := true; waiting; {
+			key, open := <-changes
+			if !open {
+				if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+					return &rollout.Error{Reason: rollout.ReasonReadyTimeout, Field: "--timeout", Message: fmt.Sprintf("not within %s: %s", timeout, last), Hint: "look at `sluice status " + endpoint + "`"}
+				}
+				return ctx.Err()
+			}
+			waiting = key != a.key(endpoint)
+		}
+	}
+}
+
+func (a *app) trafficCmd() *cobra.Command {
+	var s share
+	c := &cobra.Command{
+		Use:   "traffic ENDPOINT VERSION PERCENT",
+		Short: "Set the share of traffic that a version claims, and hold its rollout",
+		Args:  cobra.ExactArgs(3),
+		RunE: func(c *cobra.Command, args []string) error {
+			p, err := rollout.ValidatePercent("trafficPercentile", args[2])
+			if err != nil {
+				return err
+			}
+			return a.withRoom(c.Context(), change{endpoint: args[0], version: args[1], op: rollout.Shift{Version: args[1], Percent: p}}, s, p)
+		},
+	}
+	s.flags(c)
+	usage := c.FlagErrorFunc()
+	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		// A negative percentage looks like a flag: it is refused for what it is.
+		if i := strings.LastIndex(err.Error(), " in -"); i >= 0 {
+			if _, perr := rollout.ValidatePercent("trafficPercentile", err.Error()[i+4:]); perr != nil && strings.Contains("0123456789.", err.Error()[i+5:i+6]) {
+				return perr
+			}
+		}
+		return usage(c, err)
+	})
+	return c
+}
+
+func (a *app) promoteCmd() *cobra.Command {
+	var s share
+	c := &cobra.Command{
+		Use:   "promote ENDPOINT VERSION",
+		Short: "Make a treatment the control and default, with all traffic",
+		Args:  cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.withRoom(c.Context(), change{endpoint: args[0], version: args[1], op: rollout.Promote{Version: args[1]}}, s, rollout.Full)
+		},
+	}
+	s.flags(c)
+	return c
+}
+
+func (a *app) rollbackCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rollback ENDPOINT VERSION",
+		Short: "Take a treatment out of traffic, or go from a promoted control back to its standby",
+		Args:  cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.change(c.Context(), change{endpoint: args[0], version: args[1], op: rollout.Rollback{Version: args[1]}})
+		},
+	}
+}
+
+func (a *app) updateCmd() *cobra.Command {
+	var (
+		percent, role                                     string
+		isDefault, control                                bool
+		replicas, minR, maxR, target, slots, wait, timeMs int
+		env                                               []string
+	)
+	c := &cobra.Command{
+		Use:   "update ENDPOINT VERSION",
+		Short: "Change a version's claim, role or settings",
+		Args:  cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			op := rollout.Update{Version: args[1], Default: isDefault}
+			set := c.Flags().Changed
+			if set("percent") {
+				p, err := rollout.ValidatePercent("--percent", percent)
+				if err != nil {
+					return err
+				}
+				op.Percent = &p
+			}
+			if control && set("type") {
+				return usageError{errors.New("--control and --type: use one of them")}
+			}
+			if control {
+				role = string(rollout.Control)
+			}
+			if role != "" {
+				r := rollout.Role(role)
+				if role == "none" {
+					r = rollout.Untyped
+				}
+				op.Type = &r
+			}
+			sys, err := a.open()
+			if err != nil {
+				return err
+			}
+			// Settings change field by field: what is not named stays as it is.
+			_, out, err := cluster.Edit(c.Context(), sys.Store, a.key(args[0]), rollout.Request{
+				ID: "cli-" + uuid.NewString(), Actor: a.actor(), At: time.Now().UTC(), ForeignActor: "file",
+			}, func(e *rollout.Endpoint) (rollout.Op, error) {
+				v := e.Spec.Version(args[1])
+				if v == nil {
+					return op, nil // the transition says what is wrong
+				}
+				s := rollout.Settings{}
+				if set("replicas") {
+					s.Replicas = &replicas
+				}
+				if set("min-replicas") || set("max-replicas") || set("target-utilization") {
+					as := rollout.Autoscale{}
+					if v.Autoscale != nil {
+						as = *v.Autoscale
+					}
+					if set("min-replicas") {
+						as.MinReplicas = &minR
+					}
+					if set("max-replicas") {
+						as.MaxReplicas = &maxR
+					}
+					if set("target-utilization") {
+						as.TargetUtilization = target
+					}
+					s.Autoscale = &as
+				}
+				if s.Replicas != nil && s.Autoscale != nil {
+					return nil, usageError{errors.New("--replicas fixes the number; the autoscaling flags do not go with it")}
+				}
+				if set("slots") || set("queue-wait-ms") {
+					cc := rollout.Concurrency{}
+					if v.Concurrency != nil {
+						cc = *v.Concurrency
+					}
+					if set("slots") {
+						cc.MaxConcurrentRequests = slots
+					}
+					if set("queue-wait-ms") {
+						cc.MaxQueueWaitMs = wait
+					}
+					s.Concurrency = &cc
+				}
+				if set("scoring-timeout-ms") {
+					s.ScoringTimeoutMs = timeMs
+				}
+				if len(env) > 0 {
+					s.EnvironmentVariables = map[string]rollout.EnvValue{}
+					for k, x := range v.EnvironmentVariables {
+						s.EnvironmentVariables[k] = x
+					}
+					for _, kv := range env {
+						k, x, ok := strings.Cut(kv, "=")
+						if !ok {
+							return nil, usageError{fmt.Errorf("--env %q: write NAME=VALUE", kv)}
+						}
+						s.EnvironmentVariables[k] = rollout.EnvValue{Value: x}
+					}
+				}
+				o := op
+				o.Settings = &s
+				return o, nil
+			})
+			if err != nil {
+				return err
+			}
+			return a.printDone(done{Endpoint: args[0], Version: args[1], Changed: out.Changed, Message: args[0] + ": " + out.Message})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&percent, "percent", "", "share of traffic to claim, 0 to 100")
+	f.BoolVar(&isDefault, "default", false, "make it the default, which gets what no version claims")
+	f.BoolVar(&control, "control", false, "make it the control that treatments are compared with")
+	f.StringVar(&role, "type", "", "control, treatment or none")
+	f.IntVar(&replicas, "replicas", 0, "fixed number of replicas instead of autoscaling")
+	f.IntVar(&minR, "min-replicas", 0, "fewest replicas")
+	f.IntVar(&maxR, "max-replicas", 0, "most replicas")
+	f.IntVar(&target, "target-utilization", 0, "per cent of slots to keep busy")
+	f.IntVar(&slots, "slots", 0, "requests that one replica may have at once (replaces the replicas)")
+	f.IntVar(&wait, "queue-wait-ms", 0, "how long a request may wait for a slot, in milliseconds")
+	f.IntVar(&timeMs, "scoring-timeout-ms", 0, "how long scoring may take, in milliseconds (replaces the replicas)")
+	f.StringArrayVar(&env, "env", nil, "NAME=VALUE for the replicas (replaces the replicas); can be repeated")
+	return c
+}
+
+func (a *app) deleteCmd() *cobra.Command {
+	var newDefault string
+	c := &cobra.Command{
+		Use:   "delete ENDPOINT [VERSION]",
+		Short: "Delete a version, or an endpoint with all its versions",
+		Args:  cobra.RangeArgs(1, 2),
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 2 {
+				return a.change(c.Context(), change{endpoint: args[0], version: args[1], op: rollout.Delete{Version: args[1], NewDefault: newDefault}})
+			}
+			if newDefault != "" {
+				return usageError{errors.New("--new-default goes with a VERSION")}
+			}
+			sys, err := a.open()
+			if err != nil {
+				return err
+			}
+			e, err := getEndpoint(c.Context(), sys.Store, a.key(args[0]))
+			if err != nil {
+				return err
+			}
+			if l := e.Spec.Lock; l != nil {
+				return &rollout.Error{Reason: rollout.ReasonLocked, Field: "spec.lock", Message: "the endpoint is locked by " + l.Actor, Hint: "unlock it first with `sluice unlock " + args[0] + "`"}
+			}
+			if err := sys.Store.Delete(c.Context(), a.key(args[0]), e.Metadata.ResourceVersion); err != nil {
+				return err
+			}
+			return a.printDone(done{Endpoint: args[0], Changed: true, Message: args[0] + " is deleted, with its versions and keys"})
+		},
+	}
+	c.Flags().StringVar(&newDefault, "new-default", "", "which version becomes the default")
+	return c
+}
+
+func (a *app) holdCmd() *cobra.Command {
+	var reason string
+	c := &cobra.Command{
+		Use: "hold ENDPOINT", Short: "Stop advancing and promoting; the automatic rollback stays on", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.change(c.Context(), change{endpoint: args[0], op: rollout.Hold{Reason: reason}})
+		},
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why")
+	return c
+}
+
+func (a *app) resumeCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "resume ENDPOINT", Short: "End a hold", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.change(c.Context(), change{endpoint: args[0], op: rollout.Resume{}})
+		},
+	}
+}
+
+func (a *app) lockCmd() *cobra.Command {
+	var reason string
+	c := &cobra.Command{
+		Use: "lock ENDPOINT", Short: "Refuse all changes but rollback, hold and unlock", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.change(c.Context(), change{endpoint: args[0], op: rollout.Lock{Reason: reason}})
+		},
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why")
+	return c
+}
+
+func (a *app) unlockCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "unlock ENDPOINT", Short: "End a lock", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.change(c.Context(), change{endpoint: args[0], op: rollout.Unlock{}})
+		},
+	}
+}

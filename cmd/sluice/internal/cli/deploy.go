@@ -1,0 +1,254 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sluice-dev/sluice/pkg/deploy"
+	"github.com/sluice-dev/sluice/pkg/project"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// archiveStore keeps a project's archive for the fleets of this machine.
+type archiveStore interface {
+	// Put stores what write writes, once, under its digest ("sha256:HEX"), and says whether it was there.
+	Put(ctx context.Context, write func(io.Writer) error) (digest string, known bool, err error)
+}
+
+// shipper makes archives; on this machine an image is an archive's digest.
+type shipper struct {
+	archives archiveStore
+	source   project.Source
+}
+
+// Ship implements deploy.Shipper.
+func (s shipper) Ship(ctx context.Context, dir string) (deploy.Shipment, error) {
+	var res project.Result
+	digest, known, err := s.archives.Put(ctx, func(w io.Writer) error {
+		var err error
+		res, err = project.Package(ctx, dir, w)
+		return err
+	})
+	if err != nil {
+		return deploy.Shipment{}, err
+	}
+	src := res.Source
+	if s.source.PullRequest != 0 {
+		src.PullRequest = s.source.PullRequest
+	}
+	if s.source.Commit != "" {
+		src.Commit = s.source.Commit
+	}
+	name, err := project.VersionName(src, digest)
+	if err != nil {
+		return deploy.Shipment{}, err
+	}
+	out := deploy.Shipment{
+		Endpoint: res.Manifest.Endpoint, Image: "local/" + res.Manifest.Endpoint + "@" + digest, Settings: res.Manifest.Settings(), Strategy: res.Manifest.Strategy,
+		Files: res.Files, Bytes: res.Size, Known: known, Name: name, Source: rollout.Source{PullRequest: src.PullRequest},
+	}
+	// A version named after its content is not from the commit that lies beneath it.
+	if src.PullRequest != 0 || !src.Dirty {
+		out.Source.Commit = src.Commit
+	}
+	if t := res.Manifest.Test; t != nil {
+		body, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(t.Request)))
+		if err != nil {
+			return deploy.Shipment{}, fmt.Errorf("read the smoke test's request: %w", err)
+		}
+		out.Test = &deploy.Test{Body: body, Status: t.Expect.Status, Contains: t.Expect.Contains}
+		if out.Test.Status == 0 {
+			out.Test.Status = 200
+		}
+	}
+	return out, nil
+}
+
+func (a *app) deployCmd() *cobra.Command {
+	var (
+		o               deploy.Options
+		percent, role   string
+		commit          string
+		pr              int
+		repository, run int64
+	)
+	c := &cobra.Command{
+		Use:   "deploy [DIR]",
+		Short: "Package a project and add it to its endpoint as a version",
+		Long: `Package a project and add it to its endpoint as a version. The first version becomes
+control and default; a later one joins at 0 per cent, and once it is ready and its smoke
+test has passed it becomes a treatment.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			o.Dir = "."
+			if len(args) > 0 {
+				o.Dir = args[0]
+			}
+			if percent != "" {
+				p, err := rollout.ValidatePercent("--percent", percent)
+				if err != nil {
+					return err
+				}
+				o.Percent = &p
+			}
+			switch role {
+			case "treatment", "control":
+				r := rollout.Role(role)
+				o.Type = &r
+			case "none":
+				r := rollout.Untyped
+				o.Type = &r
+			default:
+				return usageError{fmt.Errorf("--type %q: use treatment, control or none", role)}
+			}
+			if pr < 0 {
+				return usageError{fmt.Errorf("--pull-request %d: give its number", pr)}
+			}
+			o.Source = rollout.Source{RepositoryID: repository, PullRequest: pr, Commit: commit, RunID: run}
+			return a.deploy(c.Context(), o)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.Endpoint, "endpoint", "", "endpoint to join instead of the manifest's")
+	f.StringVar(&o.Version, "version", "", "name of the version instead of the one by the commit")
+	f.StringVar(&percent, "percent", "", "share of traffic to begin with, 0 to 100")
+	f.StringVar(&role, "type", "treatment", "role once ready: treatment, control or none")
+	f.BoolVar(&o.Default, "default", false, "make it the default once ready")
+	f.StringVar(&o.Description, "description", "", "free text, kept with the version")
+	f.StringVar(&commit, "commit", "", "commit that it is made from (default: git's)")
+	f.IntVar(&pr, "pull-request", 0, "number of the pull request that it comes from")
+	f.Int64Var(&repository, "repository-id", envInt(a.io.Getenv("GITHUB_REPOSITORY_ID")), "GitHub repository id that it comes from; a new endpoint is bound to it")
+	f.Int64Var(&run, "run-id", envInt(a.io.Getenv("GITHUB_RUN_ID")), "workflow run that deploys it")
+	f.DurationVar(&o.Timeout, "timeout", 5*time.Minute, "how long it may take to become ready; 0 does not wait and gives it no part")
+	return c
+}
+
+func envInt(s string) int64 {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+func (a *app) deploy(ctx context.Context, o deploy.Options) error {
+	sys, err := a.open()
+	if err != nil {
+		return err
+	}
+	if o.Timeout < 0 {
+		return usageError{errors.New("--timeout: use 0 or more")}
+	}
+	o.Namespace, o.Actor, o.Logger = a.namespace, a.actor(), a.log
+	o.Shipper = shipper{archives: sys.Archives, source: project.Source{PullRequest: o.Source.PullRequest, Commit: o.Source.Commit}}
+	o.Store, o.Keys, o.Logs = sys.Store, sys.Keys, sys.Logs
+	o.Progress = func(format string, args ...any) { _, _ = fmt.Fprintf(a.io.Err, format+"\n", args...) }
+	res, err := deploy.Run(ctx, o)
+	if err != nil {
+		return err
+	}
+	return a.print(struct {
+		Endpoint   string `json:"endpoint"`
+		Version    string `json:"version"`
+		Image      string `json:"image"`
+		Changed    bool   `json:"changed"`
+		ScoringURI string `json:"scoringUri"`
+		Message    string `json:"message"`
+	}{res.Endpoint.Name, res.Version, res.Image, res.Changed, res.ScoringURI, res.Message}, func(w io.Writer) {
+		t := table{}
+		t.add("endpoint", res.Endpoint.String())
+		t.add("version", res.Version)
+		t.add("image", res.Image)
+		t.add("scoring", orElse(res.ScoringURI, "(known once `sluice up` runs)"))
+		t.add("result", res.Message)
+		t.write(w)
+	})
+}
+
+func (a *app) packageCmd() *cobra.Command {
+	var list bool
+	var out string
+	c := &cobra.Command{
+		Use:   "package [DIR]",
+		Short: "Make a project's archive, or list what ships and what stays out",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			dir := "."
+			if len(args) > 0 {
+				dir = args[0]
+			}
+			if list {
+				return a.packageList(c.Context(), dir)
+			}
+			return a.packageTo(c.Context(), dir, out)
+		},
+	}
+	c.Flags().BoolVar(&list, "list", false, "list every path, and the rule that left it out")
+	c.Flags().StringVarP(&out, "output", "o", "", "file to write the archive to")
+	return c
+}
+
+func (a *app) packageList(ctx context.Context, dir string) error {
+	m, err := project.Load(dir)
+	if err != nil {
+		return err
+	}
+	l, err := project.Plan(ctx, dir, m)
+	if err != nil {
+		return err
+	}
+	for e, err := range l.Entries(ctx) {
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintln(a.io.Out, e.String()); err != nil {
+			return err
+		}
+	}
+	return l.Err()
+}
+
+func (a *app) packageTo(ctx context.Context, dir, out string) (err error) {
+	w := io.Discard
+	if out != "" {
+		// The file appears complete or not at all.
+		f, ferr := os.CreateTemp(filepath.Dir(out), "."+filepath.Base(out)+".tmp-*")
+		if ferr != nil {
+			return fmt.Errorf("write archive: %w", ferr)
+		}
+		defer func() {
+			if cerr := f.Close(); err == nil && cerr != nil {
+				err = fmt.Errorf("write archive: %w", cerr)
+			}
+			if err == nil {
+				err = os.Rename(f.Name(), out)
+			}
+			if err != nil {
+				_ = os.Remove(f.Name())
+			}
+		}()
+		w = f
+	}
+	res, err := project.Package(ctx, dir, w)
+	if err != nil {
+		return err
+	}
+	t := table{}
+	t.add("digest", res.Digest)
+	t.add("files", strconv.Itoa(res.Files))
+	t.add("bytes", strconv.FormatInt(res.Size, 10))
+	t.add("version", res.Version)
+	if out != "" {
+		t.add("written", out)
+	}
+	t.write(a.io.Out)
+	return nil
+}

@@ -1,0 +1,247 @@
+// Package cli is the sluice command line: flags become options, options a
+// function that works on ports.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// Exit codes.
+const (
+	exitOK       = 0
+	exitFailed   = 1
+	exitUsage    = 2
+	exitNotFound = 3
+	exitRefused  = 4
+	exitDenied   = 5
+	exitConflict = 6
+	exitNotReady = 7
+)
+
+// IO is what a process has: tests give their own.
+type IO struct {
+	In       io.Reader
+	Out, Err io.Writer
+	Env      []string
+}
+
+// Getenv looks a variable up.
+func (i IO) Getenv(name string) string {
+	for n := len(i.Env) - 1; n >= 0; n-- { // the last one wins, as in os/exec
+		if k, v, _ := strings.Cut(i.Env[n], "="); k == name {
+			return v
+		}
+	}
+	return ""
+}
+
+// app is what every command shares: the global flags, and how to reach the system.
+type app struct {
+	io        IO
+	target    string
+	namespace string
+	kubeCtx   string
+	kubecfg   string
+	output    string
+	verbose   bool
+	state     string
+
+	log *slog.Logger
+	// open reaches the system; nothing is opened before a command needs it.
+	open func() (*system, error)
+}
+
+// system is where endpoints are kept and run.
+type system struct {
+	Store cluster.Store
+	Keys  cluster.Keys
+	Logs  cluster.LogReader
+	// Archives that fleets run from.
+	Archives archiveStore
+	// Dir is the state directory of a system on this machine.
+	Dir string
+}
+
+// usageError is a mistake in how the command was typed.
+type usageError struct{ error }
+
+// Main runs the command line and returns its exit code.
+func Main(ctx context.Context, args []string, stdio IO) int {
+	a := &app{io: stdio}
+	a.open = a.openLocal
+	if len(args) > 0 {
+		if run, ok := internalCommands[args[0]]; ok {
+			return run(ctx, args[1:], stdio)
+		}
+	}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(stdio.In)
+	root.SetOut(stdio.Out)
+	root.SetErr(stdio.Err)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	a.printError(err)
+	return exitCode(err)
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "sluice",
+		Short: "Put models behind endpoints and let new versions in by evidence",
+		Long: `Sluice deploys a model repository as a version behind an endpoint, lets new versions
+in as treatments with a measured share of real traffic, and promotes them or rolls them
+back by the evidence.
+
+Begin with "sluice demo", or "sluice up" in one terminal and "sluice deploy DIR" in another.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			return a.prepare()
+		},
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&a.target, "target", "local", "where endpoints live: local or kubernetes")
+	f.StringVarP(&a.namespace, "namespace", "n", orElse(a.io.Getenv("SLUICE_NAMESPACE"), "default"), "namespace of the endpoints")
+	f.StringVar(&a.kubeCtx, "context", "", "context of the kubeconfig (target kubernetes)")
+	f.StringVar(&a.kubecfg, "kubeconfig", "", "path of the kubeconfig (target kubernetes)")
+	f.StringVarP(&a.output, "output", "o", "table", "output: table, json or yaml")
+	f.BoolVar(&a.verbose, "verbose", false, "log what is done")
+	f.StringVar(&a.state, "state", a.defaultState(), "state directory of the system on this machine ($SLUICE_STATE)")
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w\nTry: %s --help", err, c.CommandPath())}
+	})
+	root.AddCommand(
+		a.deployCmd(), a.statusCmd(), a.trafficCmd(), a.promoteCmd(), a.rollbackCmd(), a.updateCmd(), a.deleteCmd(), a.waitCmd(), a.logsCmd(),
+		a.keysCmd(), a.replicasCmd(), a.holdCmd(), a.resumeCmd(), a.lockCmd(), a.unlockCmd(), a.packageCmd(), a.upCmd(), a.demoCmd(), a.versionCmd(),
+	)
+	for _, c := range root.Commands() {
+		wrapArgs(c)
+	}
+	return root
+}
+
+// wrapArgs makes a wrong number of arguments a usage error that says what to type.
+func wrapArgs(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		wrapArgs(sub)
+	}
+	check := c.Args
+	if check == nil {
+		return
+	}
+	c.Args = func(c *cobra.Command, args []string) error {
+		if err := check(c, args); err != nil {
+			return usageError{fmt.Errorf("%w\nTry: %s", err, c.UseLine())}
+		}
+		return nil
+	}
+}
+
+func (a *app) prepare() error {
+	switch a.target {
+	case "local":
+	case "kubernetes":
+		return &rollout.Error{Reason: rollout.ReasonNotSupportedYet, Field: "--target", Message: "running on Kubernetes is not built yet", Hint: "leave --target out: this machine is the default"}
+	default:
+		return usageError{fmt.Errorf("--target %q: use local or kubernetes", a.target)}
+	}
+	if a.kubeCtx != "" || a.kubecfg != "" {
+		return usageError{errors.New("--context and --kubeconfig go with --target kubernetes")}
+	}
+	switch a.output {
+	case "table", "json", "yaml":
+	default:
+		return usageError{fmt.Errorf("--output %q: use table, json or yaml", a.output)}
+	}
+	if err := rollout.ValidateName("--namespace", "a namespace", a.namespace); err != nil {
+		return err
+	}
+	level := slog.LevelWarn
+	if a.verbose {
+		level = slog.LevelDebug
+	}
+	a.log = slog.New(slog.NewTextHandler(a.io.Err, &slog.HandlerOptions{Level: level}))
+	return nil
+}
+
+func (a *app) defaultState() string {
+	if s := a.io.Getenv("SLUICE_STATE"); s != "" {
+		return s
+	}
+	base := a.io.Getenv("XDG_STATE_HOME")
+	if base == "" {
+		home := a.io.Getenv("HOME")
+		if home == "" {
+			home, _ = os.UserHomeDir()
+		}
+		base = filepath.Join(home, ".local", "state")
+	}
+	return filepath.Join(base, "sluice")
+}
+
+func (a *app) key(endpoint string) rollout.Key {
+	return rollout.Key{Namespace: a.namespace, Name: endpoint}
+}
+
+// actor is who the record says has done it.
+func (a *app) actor() string {
+	if u, err := user.Current(); err == nil {
+		return "cli:" + u.Username
+	}
+	return "cli"
+}
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}
+
+func exitCode(err error) int {
+	var usage usageError
+	if errors.As(err, &usage) {
+		return exitUsage
+	}
+	if errors.Is(err, cluster.ErrNotFound) {
+		return exitNotFound
+	}
+	// cobra's own complaints about unknown commands are usage errors, too.
+	if strings.HasPrefix(err.Error(), "unknown command") {
+		return exitUsage
+	}
+	refusals := rollout.AsErrors(err)
+	if len(refusals) == 0 {
+		return exitFailed
+	}
+	switch refusals[0].Reason {
+	case rollout.ReasonUnknownEndpoint, rollout.ReasonUnknownVersion:
+		return exitNotFound
+	case rollout.ReasonDenied, rollout.ReasonUnauthorized, rollout.ReasonNotBound:
+		return exitDenied
+	case rollout.ReasonConflict:
+		return exitConflict
+	case rollout.ReasonReadyTimeout:
+		return exitNotReady
+	case rollout.ReasonInternal, rollout.ReasonInitFailed, rollout.ReasonCrashed, rollout.ReasonImageMissing, rollout.ReasonProbeFailed, rollout.ReasonSmokeFailed:
+		return exitFailed
+	default:
+		return exitRefused
+	}
+}
