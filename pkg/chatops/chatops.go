@@ -1,0 +1,110 @@
+// Package chatops carries out commands that people write as comments on pull
+// requests: it parses them, asks whether their author may, applies the rollout
+// transition and answers. It knows GitHub, endpoints and the journal only
+// through the small interfaces below.
+//
+// A comment may hold several commands, one per line, up to MaxCommands. Each
+// line is a command of its own: it has its own journal entry, is carried out
+// after the one above it whatever became of that one, and gets its own reply.
+//
+// What makes a command happen exactly once is its name, c-<comment id>-<line>:
+// the journal lets one claim it, and the endpoint's record knows it as the id of
+// the change. A command that was claimed and not finished, because the process
+// ended in between, is carried out at the next start, and the record tells
+// whether its effect is there already.
+package chatops
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// Repository is a repository on GitHub. ID is what endpoints are bound to: owner
+// and name can change hands. Installation is the GitHub App's there, 0 with a token.
+type Repository struct {
+	ID           int64
+	Owner        string
+	Name         string
+	Installation int64
+}
+
+func (r Repository) String() string { return r.Owner + "/" + r.Name }
+
+// Comment on an open pull request, as it was when it was created.
+type Comment struct {
+	ID          int64
+	Repository  Repository
+	PullRequest int
+	// Author is a login, AuthorID the account behind it: logins can change hands too.
+	Author    string
+	AuthorID  int64
+	Body      string
+	CreatedAt time.Time
+}
+
+// Permission is a role in a repository, as GitHub names them. Custom roles have
+// other names.
+type Permission string
+
+// The roles, weakest first.
+const (
+	PermissionNone     Permission = "none"
+	PermissionRead     Permission = "read"
+	PermissionTriage   Permission = "triage"
+	PermissionWrite    Permission = "write"
+	PermissionMaintain Permission = "maintain"
+	PermissionAdmin    Permission = "admin"
+)
+
+// MayCommand says whether the role is write or better.
+func (p Permission) MayCommand() bool {
+	return p == PermissionWrite || p == PermissionMaintain || p == PermissionAdmin
+}
+
+// PullRequest is what a command needs to know of one.
+type PullRequest struct {
+	// RepositoryID is where it asks to be merged; HeadRepositoryID where its branch lives, 0 if that is gone.
+	RepositoryID     int64
+	HeadRepositoryID int64
+	// Head is the commit at the tip of its branch.
+	Head string
+}
+
+// Reaction to a comment, as GitHub names them.
+type Reaction string
+
+// The reactions: seen, done, refused.
+const (
+	ReactionSeen    Reaction = "eyes"
+	ReactionDone    Reaction = "rocket"
+	ReactionRefused Reaction = "-1"
+)
+
+// GitHub is the API as far as commands need it. Implementations bound each call
+// in time and say with Temporary which failures may pass.
+type GitHub interface {
+	// Permission of a user in the repository. An error means that GitHub did not say, or that the login is
+	// no longer that account's; a user without any role is PermissionNone.
+	Permission(ctx context.Context, repo Repository, login string, id int64) (Permission, error)
+	// PullRequest as it is now.
+	PullRequest(ctx context.Context, repo Repository, number int) (PullRequest, error)
+	// Reply adds a comment in Markdown to the pull request.
+	Reply(ctx context.Context, repo Repository, number int, body string) error
+	// React to a comment; repeating it changes nothing.
+	React(ctx context.Context, repo Repository, comment int64, r Reaction) error
+}
+
+// Journal is what commands need of cluster.Journal.
+type Journal interface {
+	Claim(ctx context.Context, e cluster.Entry) (cluster.Entry, bool, error)
+	Finish(ctx context.Context, name string, state cluster.EntryState, reason rollout.Reason, result string) error
+	Entries(ctx context.Context) ([]cluster.Entry, error)
+}
+
+func refuse(reason rollout.Reason, field, hint, format string, args ...any) *rollout.Error {
+	return &rollout.Error{Reason: reason, Field: field, Message: fmt.Sprintf(format, args...), Hint: hint}
+}

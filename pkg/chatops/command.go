@@ -1,0 +1,277 @@
+package chatops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// carryOut does one command and says how it ended. An error means that the
+// process ends before it came to an end.
+func (s *Service) carryOut(ctx context.Context, j job, t task, ask *authority) (outcome, error) {
+	c := j.comment
+	limited, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	var all []*rollout.Endpoint
+	if err := retry(limited, func() (bool, error) {
+		var err error
+		all, err = s.list(limited)
+		return err != nil, err
+	}); err != nil {
+		return s.gaveUp(ctx, t, err)
+	}
+	if o, ok := alreadyDone(all, t.name); ok {
+		return o, nil
+	}
+	if len(boundTo(all, c.Repository.ID)) == 0 {
+		return refused(notBound()), nil
+	}
+	if err := ask.check(ctx, s, c); err != nil {
+		if s.work.Err() != nil {
+			return outcome{}, err
+		}
+		return refused(err), nil
+	}
+	if t.line.Err != nil {
+		return refused(t.line.Err), nil
+	}
+	if t.line.Verb == Status {
+		return s.status(all, t.line, c, ask.pull), nil
+	}
+	return s.apply(ctx, j, t)
+}
+
+func notBound() *rollout.Error {
+	return refuse(rollout.ReasonNotBound, "spec.repositories", "deploy to an endpoint from this repository first; that binds them",
+		"no endpoint is bound to this repository")
+}
+
+// apply finds what the command means and does it. It is found again on what is
+// then replaced, so nothing can change between the two.
+func (s *Service) apply(ctx context.Context, j job, t task) (outcome, error) {
+	c := j.comment
+	limited, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	var o outcome
+	err := retry(limited, func() (again bool, err error) {
+		all, err := s.list(limited)
+		if err != nil {
+			return true, err
+		}
+		// A write that seemed to fail may have arrived.
+		if known, ok := alreadyDone(all, t.name); ok {
+			o = known
+			return false, nil
+		}
+		aim, err := resolve(boundTo(all, c.Repository.ID), t.line, c)
+		if err != nil {
+			o = refused(err)
+			return false, nil
+		}
+		stored, out, err := cluster.Edit(limited, s.o.Store, aim.endpoint.Key(), rollout.Request{
+			ID: t.name, Actor: actor(c), Reason: rollout.ReasonRequested, At: s.o.Now().UTC(),
+			Message: fmt.Sprintf("%s in comment %d on pull request %d of repository %d", t.text, c.ID, c.PullRequest, c.Repository.ID),
+		}, func(e *rollout.Endpoint) (rollout.Op, error) {
+			now, err := resolve(boundTo([]*rollout.Endpoint{e}, c.Repository.ID), t.line, c)
+			if err != nil {
+				return nil, err
+			}
+			if j.recovered && t.line.Verb != Rollback {
+				if by := overtaken(e, t.at); by != nil {
+					return nil, refuse(rollout.ReasonSuperseded, "spec.changes", "write the command again, if it is still meant",
+						"the service stopped before it was carried out, and meanwhile %s did `%s`", by.Actor, by.Action)
+				}
+			}
+			aim.endpoint, aim.version = e, now.version
+			return operation(t.line, aim), nil
+		})
+		switch {
+		case err != nil && (len(rollout.AsErrors(err)) == 0 || rollout.ReasonOf(err) == rollout.ReasonConflict):
+			return true, err
+		case err != nil:
+			o = refused(err, aim.endpoint)
+		case !out.Changed:
+			o = done(rollout.ReasonNoChange, inComment(out.Message), stored)
+		default:
+			o = done(rollout.ReasonRequested, inComment(out.Message), stored)
+		}
+		if aim.version != nil {
+			o.version = aim.version.Name
+		}
+		return false, nil
+	})
+	if err != nil {
+		return s.gaveUp(ctx, t, err)
+	}
+	return o, nil
+}
+
+// inComment says in a comment's words what a message says in the command line's.
+func inComment(message string) string {
+	return strings.ReplaceAll(message, "`sluice resume ENDPOINT`", "`/resume`")
+}
+
+// overtaken is the newest change that a person made by other means than comments
+// since the command was recorded. Comments stay in order by themselves, and the
+// engine decides on what it finds.
+func overtaken(e *rollout.Endpoint, since time.Time) *rollout.Change {
+	for i := len(e.Spec.Changes) - 1; i >= 0; i-- {
+		ch := &e.Spec.Changes[i]
+		if ch.At.After(since) && ch.Actor != rollout.Engine && !strings.HasPrefix(ch.ID, "c-") {
+			return ch
+		}
+	}
+	return nil
+}
+
+// gaveUp is the outcome of a command that the store or other writers kept from its effect.
+func (s *Service) gaveUp(ctx context.Context, t task, err error) (outcome, error) {
+	if s.work.Err() != nil {
+		return outcome{}, err
+	}
+	s.log.ErrorContext(ctx, "command given up", "name", t.name, "error", err)
+	return refused(err), nil
+}
+
+func (s *Service) list(ctx context.Context) ([]*rollout.Endpoint, error) {
+	all, err := s.o.Store.List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list endpoints: %w", err)
+	}
+	return all, nil
+}
+
+// alreadyDone finds the command in an endpoint's record.
+func alreadyDone(all []*rollout.Endpoint, name string) (outcome, bool) {
+	for _, e := range all {
+		if !e.Known(name) {
+			continue
+		}
+		o := done(rollout.ReasonRequested, "it is in the endpoint's record", e)
+		for _, ch := range slices.Concat(e.Status.History, e.Spec.Changes) {
+			if ch.ID == name {
+				o.message = ch.Action + ", as the endpoint's record has it"
+				if _, version, ok := strings.Cut(ch.Action, " "); ok {
+					o.version, _, _ = strings.Cut(version, " ")
+				}
+			}
+		}
+		return o, true
+	}
+	return outcome{}, false
+}
+
+// status shows the named endpoint, else those with versions of the pull request, else all that are bound.
+func (s *Service) status(all []*rollout.Endpoint, l Line, c Comment, pull PullRequest) outcome {
+	bound := boundTo(all, c.Repository.ID)
+	shown, _, err := choose(bound, l, c)
+	if err != nil {
+		return refused(err)
+	}
+	message := fmt.Sprintf("pull request %d has no version at any endpoint yet", c.PullRequest)
+	if len(shown) == 0 {
+		return done(rollout.ReasonRequested, message, bound...)
+	}
+	var deployed []string
+	current := false
+	for _, e := range shown {
+		for _, v := range allVersions(e, c) {
+			deployed = append(deployed, v.Name)
+			current = current || v.Source.Commit == pull.Head
+		}
+	}
+	if len(deployed) > 0 {
+		message = fmt.Sprintf("pull request %d is deployed as %s", c.PullRequest, strings.Join(deployed, ", "))
+		if !current && pull.Head != "" {
+			message += fmt.Sprintf("; its present head %.7s is not deployed", pull.Head)
+		}
+	}
+	return done(rollout.ReasonRequested, message, shown...)
+}
+
+// authority is the answer to whether a comment's author may command, asked once per comment.
+type authority struct {
+	asked bool
+	err   error
+	pull  PullRequest
+}
+
+// check fails with a refusal unless GitHub says, now, that the author may write
+// to the repository, that this is the repository the endpoints are bound to, and
+// that the pull request's branch is not a stranger's.
+func (a *authority) check(ctx context.Context, s *Service, c Comment) error {
+	if !a.asked {
+		a.asked = true
+		a.pull, a.err = s.authorise(ctx, c)
+	}
+	return a.err
+}
+
+func (s *Service) authorise(ctx context.Context, c Comment) (PullRequest, error) {
+	ctx, cancel := context.WithTimeout(ctx, authoriseTimeout)
+	defer cancel()
+	var (
+		wg         sync.WaitGroup
+		permission Permission
+		pull       PullRequest
+		permErr    error
+		pullErr    error
+	)
+	wg.Go(func() {
+		permission, permErr = s.o.GitHub.Permission(ctx, c.Repository, c.Author, c.AuthorID)
+	})
+	wg.Go(func() {
+		pull, pullErr = s.o.GitHub.PullRequest(ctx, c.Repository, c.PullRequest)
+	})
+	wg.Wait()
+	const way = "try again when GitHub's API works; until then use `sluice` on the command line"
+	if permErr != nil {
+		s.log.WarnContext(ctx, "permission cannot be asked", "comment", c.ID, "actor", actor(c), "repository", c.Repository.ID, "error", permErr)
+		return pull, refuse(rollout.ReasonDenied, "permission", way, "GitHub did not say whether %s may write to %s, so nothing was done", c.Author, c.Repository)
+	}
+	if !permission.MayCommand() {
+		return pull, refuse(rollout.ReasonDenied, "permission", "ask someone with the role write, maintain or admin",
+			"%s has the role %s in %s, and commands need write", c.Author, permission, c.Repository)
+	}
+	switch {
+	case pullErr != nil:
+		s.log.WarnContext(ctx, "pull request cannot be read", "comment", c.ID, "repository", c.Repository.ID, "pullRequest", c.PullRequest, "error", pullErr)
+		return pull, refuse(rollout.ReasonDenied, "pullRequest", way, "GitHub did not say where pull request %d comes from, so nothing was done", c.PullRequest)
+	case pull.RepositoryID != c.Repository.ID:
+		return pull, refuse(rollout.ReasonNotBound, "repository", "write the command again in the repository's present place",
+			"%s is another repository than when the comment was written", c.Repository)
+	case pull.HeadRepositoryID != c.Repository.ID:
+		return pull, refuse(rollout.ReasonNotBound, "pullRequest", "push the branch to the repository itself; `sluice` on the command line works all the same",
+			"the branch of pull request %d lives in another repository, and commands work on a repository's own branches only", c.PullRequest)
+	}
+	return pull, nil
+}
+
+// retry calls f until it says that another try makes no sense, or ctx ends; waits
+// grow from 5 ms to 500 ms and are jittered, so that writers in conflict part.
+func retry(ctx context.Context, f func() (again bool, err error)) error {
+	wait := 5 * time.Millisecond
+	for {
+		again, err := f()
+		if !again {
+			return err
+		}
+		if ctx.Err() != nil {
+			return errors.Join(err, ctx.Err())
+		}
+		select {
+		case <-time.After(wait/2 + rand.N(wait)):
+		case <-ctx.Done():
+			return errors.Join(err, ctx.Err())
+		}
+		wait = min(2*wait, 500*time.Millisecond)
+	}
+}

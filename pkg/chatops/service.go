@@ -1,0 +1,466 @@
+package chatops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// MaxAge of a comment: journal entries are kept as long, so that an older one
+// could be carried out a second time.
+const MaxAge = 35 * 24 * time.Hour
+
+// ErrBusy is Accept's answer when the queue is full or the service ends: nothing
+// was recorded, and the sender should try again.
+var ErrBusy = errors.New("too many commands wait")
+
+// Options of a Service. Store, Journal and GitHub must be set.
+type Options struct {
+	Store   cluster.Store
+	Journal Journal
+	GitHub  GitHub
+	Logger  *slog.Logger
+	// Now is time.Now unless set.
+	Now func() time.Time
+	// Queue bounds the comments that are accepted and not carried out yet; 256 unless set.
+	Queue int
+	// Grace is how long commands under way and replies may take once Run is told to end; 10 s unless set.
+	Grace time.Duration
+}
+
+// The bounds that are nobody's to set.
+const (
+	lanes = 8
+	// urgent is how many comments with a rollback are carried out at once beside the lanes.
+	urgent = 32
+	// authorise bounds what is asked of GitHub before a command; apply, the writing of its effect.
+	authoriseTimeout = 15 * time.Second
+	applyTimeout     = 30 * time.Second
+	finishTimeout    = 10 * time.Second
+)
+
+// Service carries out commands. Accept records them; Run does them.
+//
+// Comments on one pull request are carried out in the order in which they came;
+// one with a rollback goes past the others, because a rollback waits for no
+// other command.
+type Service struct {
+	o   Options
+	log *slog.Logger
+	out *outbox
+
+	recovered chan struct{} // closed when pending entries of an earlier run are queued
+	slots     chan struct{} // one per accepted comment
+	lane      [lanes]*queue
+	urgent    chan struct{} // one per urgent job
+
+	mu     sync.Mutex
+	flying map[string]bool // entries queued or being carried out
+	closed bool
+	jobs   sync.WaitGroup
+	work   context.Context // ends the grace after Run was told to end
+	stop   context.CancelFunc
+}
+
+// New is a service that does nothing before Run.
+func New(o Options) *Service {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Queue == 0 {
+		o.Queue = 256
+	}
+	if o.Grace == 0 {
+		o.Grace = 10 * time.Second
+	}
+	s := &Service{
+		o: o, log: o.Logger, out: newOutbox(o.GitHub, o.Logger),
+		recovered: make(chan struct{}), slots: make(chan struct{}, o.Queue), urgent: make(chan struct{}, urgent),
+		flying: map[string]bool{},
+	}
+	for i := range s.lane {
+		s.lane[i] = newQueue()
+	}
+	s.work, s.stop = context.WithCancel(context.Background())
+	return s
+}
+
+// job is what one comment asks for.
+type job struct {
+	comment   Comment
+	tasks     []task
+	recovered bool
+	slot      bool // gives one back to Service.slots
+}
+
+// task is one line of a comment.
+type task struct {
+	name string
+	text string
+	line Line
+	at   time.Time
+}
+
+// Receipt says what Accept made of a comment.
+type Receipt struct {
+	// Commands recorded by this call; Duplicates were known already.
+	Commands   int
+	Duplicates int
+	// Refused, if set, is why none was looked at.
+	Refused rollout.Reason
+}
+
+// EntryName is the journal's name of a line of a comment.
+func EntryName(comment int64, line int) string { return fmt.Sprintf("c-%d-%d", comment, line) }
+
+// Accept records the commands of a comment. When it returns without an error
+// they are durable and will be carried out, by this process or the next. ErrBusy
+// means that nothing was recorded; another error that the journal failed, and
+// that the sender should deliver the comment again: what was recorded is done
+// once all the same.
+func (s *Service) Accept(ctx context.Context, c Comment) (Receipt, error) {
+	lines := Parse(c.Body)
+	if len(lines) == 0 {
+		return Receipt{}, nil
+	}
+	if s.o.Now().Sub(c.CreatedAt) > MaxAge {
+		s.log.WarnContext(ctx, "command refused", "comment", c.ID, "repository", c.Repository.ID, "reason", rollout.ReasonTooOld, "created", c.CreatedAt)
+		return Receipt{Refused: rollout.ReasonTooOld}, nil
+	}
+	select {
+	case <-s.recovered:
+	case <-ctx.Done():
+		return Receipt{}, fmt.Errorf("wait for the journal: %w", ctx.Err())
+	}
+	select {
+	case s.slots <- struct{}{}:
+	default:
+		return Receipt{}, ErrBusy
+	}
+	var receipt Receipt
+	var failed error
+	j := job{comment: c, slot: true}
+	for _, l := range lines {
+		t := task{name: EntryName(c.ID, l.Number), text: l.Text, line: l, at: s.o.Now().UTC()}
+		if !s.take(t.name) {
+			receipt.Duplicates++
+			continue
+		}
+		stored, fresh, err := s.o.Journal.Claim(ctx, entryOf(t, c))
+		switch {
+		case err != nil:
+			s.drop(t.name)
+			failed = errors.Join(failed, fmt.Errorf("record command %s: %w", t.name, err))
+			continue
+		case fresh:
+			receipt.Commands++
+		case stored.State == cluster.EntryPending:
+			// Recorded by a delivery that failed half-way: it is as good as new.
+			t.at = stored.At
+			receipt.Duplicates++
+		default:
+			s.drop(t.name)
+			receipt.Duplicates++
+			continue
+		}
+		j.tasks = append(j.tasks, t)
+	}
+	if len(j.tasks) == 0 {
+		<-s.slots
+		return receipt, failed
+	}
+	if !s.enqueue(j) && failed == nil {
+		// Recorded, but this process ends: the next one carries it out.
+		s.log.InfoContext(ctx, "command left to the next start", "comment", c.ID)
+	}
+	return receipt, failed
+}
+
+// take marks an entry as being worked on; false if it is already.
+func (s *Service) take(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.flying[name] {
+		return false
+	}
+	s.flying[name] = true
+	return true
+}
+
+func (s *Service) drop(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.flying, name)
+}
+
+// enqueue hands a job to its lane; false when the service ends.
+func (s *Service) enqueue(j job) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	if !j.recovered {
+		s.out.react(j.comment, ReactionSeen)
+	}
+	for _, t := range j.tasks {
+		if t.line.Verb == Rollback {
+			s.jobs.Go(func() {
+				select {
+				case s.urgent <- struct{}{}:
+					defer func() { <-s.urgent }()
+					s.do(j)
+				case <-s.work.Done():
+				}
+			})
+			return true
+		}
+	}
+	h := fnv.New32a()
+	fmt.Fprintf(h, "%d/%d", j.comment.Repository.ID, j.comment.PullRequest)
+	s.lane[h.Sum32()%lanes].put(j)
+	return true
+}
+
+// Run queues what an earlier run left pending, then carries out commands until
+// ctx ends. Commands under way and their replies then have the grace to end;
+// what is still queued stays pending in the journal. Run is called once.
+func (s *Service) Run(ctx context.Context) error {
+	defer s.stop()
+	pending, err := s.pending(ctx)
+	if err != nil {
+		return err
+	}
+	for _, j := range pending {
+		for _, t := range j.tasks {
+			s.take(t.name)
+		}
+		s.enqueue(j)
+	}
+	close(s.recovered)
+
+	outCtx, outStop := context.WithCancel(context.WithoutCancel(ctx))
+	defer outStop()
+	var out sync.WaitGroup
+	out.Go(func() { s.out.run(outCtx) })
+	for _, q := range s.lane {
+		s.jobs.Go(func() {
+			for {
+				j, ok := q.take(ctx)
+				if !ok {
+					return
+				}
+				s.do(j)
+			}
+		})
+	}
+	<-ctx.Done()
+
+	grace := time.AfterFunc(s.o.Grace, s.stop)
+	defer grace.Stop()
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.jobs.Wait()
+	s.out.drain(s.work)
+	outStop()
+	out.Wait()
+	return nil
+}
+
+// pending are the jobs that an earlier run recorded and did not finish, oldest first.
+func (s *Service) pending(ctx context.Context) ([]job, error) {
+	entries, err := s.o.Journal.Entries(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read journal: %w", err)
+	}
+	var out []job
+	at := map[int64]int{}
+	for _, e := range entries {
+		if e.State != cluster.EntryPending || !strings.HasPrefix(e.Name, "c-") {
+			continue
+		}
+		t, c, err := commandOf(e)
+		if err != nil {
+			s.log.ErrorContext(ctx, "pending command cannot be read", "name", e.Name, "error", err)
+			s.finish(ctx, e.Name, refused(refuse(rollout.ReasonInvalid, "journal", "write the command again", "its record cannot be read")))
+			continue
+		}
+		i, known := at[c.ID]
+		if !known {
+			i = len(out)
+			at[c.ID] = i
+			out = append(out, job{comment: c, recovered: true})
+		}
+		out[i].tasks = append(out[i].tasks, t)
+		s.log.InfoContext(ctx, "pending command taken up", "name", e.Name, "recorded", e.At)
+	}
+	return out, nil
+}
+
+// do carries out a comment's commands one after the other.
+func (s *Service) do(j job) {
+	if j.slot {
+		defer func() { <-s.slots }()
+	}
+	ask := &authority{}
+	for _, t := range j.tasks {
+		if s.work.Err() == nil {
+			s.command(s.work, j, t, ask)
+		}
+		s.drop(t.name)
+	}
+}
+
+func (s *Service) command(ctx context.Context, j job, t task, ask *authority) {
+	c := j.comment
+	o, err := s.carryOut(ctx, j, t, ask)
+	if err != nil { // this process ends, and the next one looks again
+		s.log.WarnContext(ctx, "command left to the next start", "name", t.name, "error", err)
+		return
+	}
+	s.finish(ctx, t.name, o)
+	attrs := []any{"name", t.name, "command", t.text, "actor", actor(c), "repository", c.Repository.ID, "pullRequest", c.PullRequest,
+		"state", o.state, "reason", o.reason, "result", o.result(), "recovered", j.recovered}
+	if len(o.endpoints) == 1 {
+		attrs = append(attrs, "endpoint", o.endpoints[0].Key().String(), "version", o.version)
+	}
+	s.log.InfoContext(ctx, "command", attrs...)
+
+	s.out.reply(c, render(t.name, t.text, c, o))
+	if o.state == cluster.EntryRefused {
+		s.out.react(c, ReactionRefused)
+	} else {
+		s.out.react(c, ReactionDone)
+	}
+}
+
+// finish is tried for a while: an entry that stays pending is looked at again at
+// the next start, which changes nothing but answers a second time.
+func (s *Service) finish(ctx context.Context, name string, o outcome) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
+	defer cancel()
+	err := retry(ctx, func() (bool, error) {
+		err := s.o.Journal.Finish(ctx, name, o.state, o.reason, o.result())
+		return err != nil && !errors.Is(err, cluster.ErrNotFound), err
+	})
+	if err != nil {
+		s.log.ErrorContext(ctx, "command cannot be marked as finished", "name", name, "state", o.state, "error", err)
+	}
+}
+
+// actor is how the record names a comment's author. The prefix keeps a login
+// from being taken for the engine or for someone on the command line.
+func actor(c Comment) string { return "github:" + c.Author }
+
+// The keys of an entry's origin.
+const (
+	originComment      = "comment"
+	originCreated      = "created"
+	originAuthorID     = "authorId"
+	originRepositoryID = "repositoryId"
+	originOwner        = "owner"
+	originRepository   = "repository"
+	originPullRequest  = "pullRequest"
+	originInstallation = "installation"
+)
+
+func entryOf(t task, c Comment) cluster.Entry {
+	return cluster.Entry{
+		Name: t.name, Command: t.text, Actor: actor(c), At: t.at, State: cluster.EntryPending,
+		Origin: map[string]string{
+			originComment:      strconv.FormatInt(c.ID, 10),
+			originCreated:      c.CreatedAt.UTC().Format(time.RFC3339Nano),
+			originAuthorID:     strconv.FormatInt(c.AuthorID, 10),
+			originRepositoryID: strconv.FormatInt(c.Repository.ID, 10),
+			originOwner:        c.Repository.Owner,
+			originRepository:   c.Repository.Name,
+			originPullRequest:  strconv.Itoa(c.PullRequest),
+			originInstallation: strconv.FormatInt(c.Repository.Installation, 10),
+		},
+	}
+}
+
+// commandOf reads back what entryOf wrote.
+func commandOf(e cluster.Entry) (task, Comment, error) {
+	var errs []error
+	number := func(key string) int64 {
+		n, err := strconv.ParseInt(e.Origin[key], 10, 64)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("origin %s %q is no number", key, e.Origin[key]))
+		}
+		return n
+	}
+	created, err := time.Parse(time.RFC3339Nano, e.Origin[originCreated])
+	if err != nil {
+		errs = append(errs, fmt.Errorf("origin %s %q is no time", originCreated, e.Origin[originCreated]))
+	}
+	author, ok := strings.CutPrefix(e.Actor, "github:")
+	if !ok {
+		errs = append(errs, fmt.Errorf("actor %q is not from GitHub", e.Actor))
+	}
+	c := Comment{
+		ID: number(originComment), PullRequest: int(number(originPullRequest)), Author: author, AuthorID: number(originAuthorID), CreatedAt: created,
+		Repository: Repository{ID: number(originRepositoryID), Owner: e.Origin[originOwner], Name: e.Origin[originRepository], Installation: number(originInstallation)},
+	}
+	l, ok := ParseLine(e.Command)
+	if !ok {
+		l = Line{Text: e.Command, Err: refuse(rollout.ReasonInvalid, "comment", "write it again, as one of /promote, /rollback, /traffic, /hold, /resume and /status",
+			"it is no command that can be carried out")}
+	}
+	return task{name: e.Name, text: e.Command, line: l, at: e.At}, c, errors.Join(errs...)
+}
+
+// queue is a lane's jobs, first in, first out. Its length is bounded by who puts:
+// Accept has Service.slots, and recovered jobs the journal's size.
+type queue struct {
+	mu   sync.Mutex
+	jobs []job
+	wake chan struct{}
+}
+
+func newQueue() *queue { return &queue{wake: make(chan struct{}, 1)} }
+
+func (q *queue) put(j job) {
+	q.mu.Lock()
+	q.jobs = append(q.jobs, j)
+	q.mu.Unlock()
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take waits for a job; false once ctx ended, whatever is left.
+func (q *queue) take(ctx context.Context) (job, bool) {
+	for {
+		if ctx.Err() != nil {
+			return job{}, false
+		}
+		q.mu.Lock()
+		if len(q.jobs) > 0 {
+			j := q.jobs[0]
+			q.jobs[0] = job{}
+			q.jobs = q.jobs[1:]
+			q.mu.Unlock()
+			return j, true
+		}
+		q.mu.Unlock()
+		select {
+		case <-q.wake:
+		case <-ctx.Done():
+		}
+	}
+}

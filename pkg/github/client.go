@@ -1,0 +1,334 @@
+package github
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/bradleyfalzon/ghinstallation/v2"
+	"github.com/gofri/go-github-ratelimit/v2/github_ratelimit/github_secondary_ratelimit"
+	"github.com/google/go-github/v62/github"
+
+	"github.com/sluice-dev/sluice/pkg/chatops"
+)
+
+// DefaultBaseURL is the API of github.com.
+const DefaultBaseURL = "https://api.github.com/"
+
+// Bounds of the client.
+const (
+	attempts        = 3
+	firstWait       = 200 * time.Millisecond
+	readTimeout     = 10 * time.Second // one question, all attempts
+	writeTimeout    = 80 * time.Second // one answer, with a rate limit waited out
+	longestSleep    = 65 * time.Second // of the secondary rate limit; GitHub usually says 60 s
+	maxInstallation = 256
+)
+
+// ClientOptions say how to reach the API, and as whom: with a token, or as a
+// GitHub App.
+type ClientOptions struct {
+	// BaseURL is DefaultBaseURL unless set; https://HOST/api/v3/ for GitHub Enterprise Server. Plain http is
+	// for the loopback interface only, because tokens go over it.
+	BaseURL string
+	// Token is a personal access token or the like.
+	Token string
+	// AppID and AppKey, the App's private key in PEM, go together.
+	AppID  int64
+	AppKey []byte
+	// Transport below authentication and rate limits; one with timeouts unless set.
+	Transport http.RoundTripper
+	Logger    *slog.Logger
+}
+
+// Client is the part of GitHub's API that commands use. Safe for concurrent use.
+type Client struct {
+	base   *url.URL
+	o      ClientOptions
+	log    *slog.Logger
+	token  *github.Client // with a token
+	mu     sync.Mutex
+	byInst map[int64]*github.Client // as an App
+}
+
+var _ chatops.GitHub = (*Client)(nil)
+
+// NewClient fails when it is not plain where GitHub is or as whom to speak.
+func NewClient(o ClientOptions) (*Client, error) {
+	if o.BaseURL == "" {
+		o.BaseURL = DefaultBaseURL
+	}
+	base, err := url.Parse(strings.TrimSuffix(o.BaseURL, "/") + "/")
+	if err != nil || base.Host == "" || base.User != nil || base.RawQuery != "" || base.Scheme != "https" && base.Scheme != "http" {
+		return nil, fmt.Errorf("the address of GitHub's API must be an https URL such as %s", DefaultBaseURL)
+	}
+	if base.Scheme == "http" && !loopback(base.Hostname()) {
+		return nil, fmt.Errorf("the address of GitHub's API must begin with https: tokens are sent to %s", base.Host)
+	}
+	app := o.AppID != 0 || len(o.AppKey) > 0
+	switch {
+	case app && o.Token != "":
+		return nil, errors.New("give a token for GitHub or an App's id and key, not both")
+	case app && (o.AppID <= 0 || len(o.AppKey) == 0):
+		return nil, errors.New("a GitHub App needs both its id and its private key")
+	case !app && o.Token == "":
+		return nil, errors.New("GitHub's API needs a token, or an App's id and private key")
+	}
+	if o.Transport == nil {
+		o.Transport = &http.Transport{
+			Proxy:                 http.ProxyFromEnvironment,
+			DialContext:           (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+			ForceAttemptHTTP2:     true,
+			MaxIdleConnsPerHost:   16,
+			MaxConnsPerHost:       64, // GitHub bears 100 at once
+			IdleConnTimeout:       time.Minute,
+			TLSHandshakeTimeout:   5 * time.Second,
+			ResponseHeaderTimeout: readTimeout,
+		}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	c := &Client{base: base, o: o, log: o.Logger, byInst: map[int64]*github.Client{}}
+	if app {
+		// The key is looked at now rather than at the first command.
+		if _, err := ghinstallation.New(o.Transport, o.AppID, 0, o.AppKey); err != nil {
+			return nil, errors.New("the GitHub App's private key cannot be read: it must be PEM as GitHub gives it")
+		}
+	} else {
+		c.token = c.client(bearer{token: o.Token, next: o.Transport})
+	}
+	return c, nil
+}
+
+func loopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	a, err := netip.ParseAddr(host)
+	return err == nil && a.IsLoopback()
+}
+
+// client stacks, outermost first: secondary rate limits, the rewinding of bodies, authentication.
+func (c *Client) client(authenticated http.RoundTripper) *github.Client {
+	limited := github_secondary_ratelimit.New(rewinder{authenticated},
+		github_secondary_ratelimit.WithSingleSleepLimit(longestSleep, nil),
+		github_secondary_ratelimit.WithLimitDetectedCallback(func(cc *github_secondary_ratelimit.CallbackContext) {
+			c.log.Warn("GitHub limits the rate: waiting", "until", cc.ResetTime)
+		}))
+	gh := github.NewClient(&http.Client{
+		Transport: limited,
+		// Authentication is added below, so to whatever is redirected to: that must be GitHub again.
+		CheckRedirect: func(r *http.Request, via []*http.Request) error {
+			if r.URL.Scheme != c.base.Scheme || r.URL.Host != c.base.Host || len(via) > 3 {
+				return http.ErrUseLastResponse
+			}
+			return nil
+		},
+	})
+	gh.BaseURL, gh.UploadURL = c.base, c.base
+	gh.UserAgent = "sluice"
+	return gh
+}
+
+// For is the API client that acts in an installation of the App; with a token there is only one.
+func (c *Client) For(installation int64) (*github.Client, error) {
+	if c.token != nil {
+		return c.token, nil
+	}
+	if installation <= 0 {
+		return nil, errors.New("the delivery names no installation of the App: let the App send it, not a webhook of the repository")
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if gh := c.byInst[installation]; gh != nil {
+		return gh, nil
+	}
+	if len(c.byInst) >= maxInstallation {
+		clear(c.byInst) // they are made anew, for the price of a token each
+	}
+	// Not from a shared AppsTransport: installations write to it.
+	tr, err := ghinstallation.New(c.o.Transport, c.o.AppID, installation, c.o.AppKey)
+	if err != nil {
+		return nil, fmt.Errorf("make transport of installation %d: %w", installation, err)
+	}
+	tr.BaseURL = strings.TrimSuffix(c.base.String(), "/")
+	gh := c.client(tr)
+	c.byInst[installation] = gh
+	return gh, nil
+}
+
+// bearer authenticates with a token.
+type bearer struct {
+	token string
+	next  http.RoundTripper
+}
+
+func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+b.token)
+	return b.next.RoundTrip(r)
+}
+
+// rewinder gives each try of a request its body from the beginning: the rate
+// limiter sends the same request again after its wait, and go-github-ratelimit
+// v2.0.2 leaves the body where the first try ended.
+type rewinder struct{ next http.RoundTripper }
+
+func (w rewinder) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.GetBody == nil {
+		return w.next.RoundTrip(r)
+	}
+	body, err := r.GetBody()
+	if err != nil {
+		return nil, fmt.Errorf("rewind body: %w", err)
+	}
+	// The original is ours to close (http.RoundTripper); what stands in for it is closed below.
+	if r.Body != nil {
+		_ = r.Body.Close()
+	}
+	r = r.Clone(r.Context())
+	r.Body = body
+	return w.next.RoundTrip(r)
+}
+
+// apiError is a failed call.
+type apiError struct {
+	op        string
+	err       error
+	temporary bool
+}
+
+func (e *apiError) Error() string { return e.op + ": " + e.err.Error() }
+func (e *apiError) Unwrap() error { return e.err }
+
+// Temporary says whether the same call may work later.
+func (e *apiError) Temporary() bool { return e.temporary }
+
+// call tries f again on what passes by itself: a 404 of what is quite new, and,
+// for questions, anything that happened on the way or inside GitHub.
+func (c *Client) call(ctx context.Context, op string, question bool, f func(ctx context.Context) (*github.Response, error)) error {
+	timeout := writeTimeout
+	if question {
+		timeout = readTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	wait := firstWait
+	for try := 1; ; try++ {
+		resp, err := f(ctx)
+		if err == nil {
+			return nil
+		}
+		code := 0
+		if resp != nil && resp.Response != nil {
+			code = resp.StatusCode
+		}
+		var limit *github.RateLimitError
+		var abuse *github.AbuseRateLimitError
+		limited := code == http.StatusTooManyRequests || errors.As(err, &limit) || errors.As(err, &abuse)
+		broken := code == 0 || code >= 500
+		again := code == http.StatusNotFound || broken && question && !limited
+		if again && try < attempts {
+			select {
+			case <-time.After(wait/2 + rand.N(wait)):
+				wait *= 4
+				continue
+			case <-ctx.Done():
+			}
+		}
+		return &apiError{op: op, err: err, temporary: broken || limited}
+	}
+}
+
+// Permission asks what the account may do in the repository.
+func (c *Client) Permission(ctx context.Context, repo chatops.Repository, login string, id int64) (chatops.Permission, error) {
+	gh, err := c.For(repo.Installation)
+	if err != nil {
+		return "", err
+	}
+	var level *github.RepositoryPermissionLevel
+	err = c.call(ctx, "ask for the permission of "+login, true, func(ctx context.Context) (resp *github.Response, err error) {
+		level, resp, err = gh.Repositories.GetPermissionLevel(ctx, repo.Owner, repo.Name, login)
+		return resp, err
+	})
+	if err != nil {
+		return "", err
+	}
+	if got := level.GetUser().GetID(); got != id {
+		return "", fmt.Errorf("ask for the permission of %s: the login belongs to account %d now, the comment to %d", login, got, id)
+	}
+	return permissionOf(level.GetPermission(), level.GetUser().GetRoleName()), nil
+}
+
+// permissionOf combines the base role with the finer one: base is admin, write,
+// read or none, and says write for maintain and for custom roles built on write,
+// read for triage. Only where it is missing does the finer one stand alone, for
+// a custom role could be called anything.
+func permissionOf(base, role string) chatops.Permission {
+	b, r := chatops.Permission(base), chatops.Permission(role)
+	switch {
+	case base == "" && role == "":
+		return chatops.PermissionNone
+	case base == "":
+		return r
+	case b == chatops.PermissionWrite && r == chatops.PermissionMaintain, b == chatops.PermissionRead && r == chatops.PermissionTriage:
+		return r
+	default:
+		return b
+	}
+}
+
+// PullRequest reads it as it is now.
+func (c *Client) PullRequest(ctx context.Context, repo chatops.Repository, number int) (chatops.PullRequest, error) {
+	gh, err := c.For(repo.Installation)
+	if err != nil {
+		return chatops.PullRequest{}, err
+	}
+	var pr *github.PullRequest
+	err = c.call(ctx, fmt.Sprintf("read pull request %d", number), true, func(ctx context.Context) (resp *github.Response, err error) {
+		pr, resp, err = gh.PullRequests.Get(ctx, repo.Owner, repo.Name, number)
+		return resp, err
+	})
+	if err != nil {
+		return chatops.PullRequest{}, err
+	}
+	return chatops.PullRequest{
+		RepositoryID:     pr.GetBase().GetRepo().GetID(),
+		HeadRepositoryID: pr.GetHead().GetRepo().GetID(),
+		Head:             pr.GetHead().GetSHA(),
+	}, nil
+}
+
+// Reply adds a comment.
+func (c *Client) Reply(ctx context.Context, repo chatops.Repository, number int, body string) error {
+	gh, err := c.For(repo.Installation)
+	if err != nil {
+		return err
+	}
+	return c.call(ctx, fmt.Sprintf("comment on pull request %d", number), false, func(ctx context.Context) (*github.Response, error) {
+		_, resp, err := gh.Issues.CreateComment(ctx, repo.Owner, repo.Name, number, &github.IssueComment{Body: &body})
+		return resp, err
+	})
+}
+
+// React adds a reaction to a comment.
+func (c *Client) React(ctx context.Context, repo chatops.Repository, comment int64, r chatops.Reaction) error {
+	gh, err := c.For(repo.Installation)
+	if err != nil {
+		return err
+	}
+	return c.call(ctx, fmt.Sprintf("react to comment %d", comment), false, func(ctx context.Context) (*github.Response, error) {
+		_, resp, err := gh.Reactions.CreateIssueCommentReaction(ctx, repo.Owner, repo.Name, comment, string(r))
+		return resp, err
+	})
+}

@@ -1,0 +1,256 @@
+package github
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/google/go-github/v62/github"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/sluice-dev/sluice/pkg/chatops"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// Bounds of the intake.
+const (
+	// MaxBody of a delivery in bytes: GitHub sends none that is larger.
+	MaxBody = 25 << 20
+	// maxHeld bytes of bodies are read at once; more is answered with 503.
+	maxHeld = 128 << 20
+	// ackTimeout: GitHub waits 10 s for an answer.
+	ackTimeout = 8 * time.Second
+)
+
+// Commands takes comments on open pull requests; *chatops.Service does.
+type Commands interface {
+	// Accept returns once the comment's commands are durably recorded; chatops.ErrBusy means that they are not.
+	Accept(ctx context.Context, c chatops.Comment) (chatops.Receipt, error)
+}
+
+// Intake is the handler of POST /webhooks/github. It checks that a delivery is
+// GitHub's, passes comments with commands on, and answers:
+//
+//	200 a ping, or a comment whose commands are all known already
+//	202 recorded; or a delivery that asks for nothing here
+//	400 a body or headers that GitHub would not send
+//	401 no valid signature
+//	413 a body of more than 25 MB
+//	415 a content type other than JSON
+//	500 the journal failed: deliver again
+//	503 too many wait: deliver again
+//
+// GitHub does not deliver again by itself.
+type Intake struct {
+	secrets  [][]byte
+	commands Commands
+	log      *slog.Logger
+	held     *semaphore.Weighted
+}
+
+// NewIntake refuses to be without a secret: anyone could then command.
+func NewIntake(secrets [][]byte, commands Commands, log *slog.Logger) (*Intake, error) {
+	var kept [][]byte
+	for _, s := range secrets {
+		if len(s) > 0 {
+			kept = append(kept, s)
+		}
+	}
+	if len(kept) == 0 {
+		return nil, &rollout.Error{
+			Reason: rollout.ReasonInvalid, Field: "webhook-secret",
+			Message: "the webhook has no secret, and without one anybody could command",
+			Hint:    "set SLUICE_WEBHOOK_SECRET, or name a file of secrets, one per line, with --webhook-secret-file",
+		}
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Intake{secrets: kept, commands: commands, log: log, held: semaphore.NewWeighted(maxHeld)}, nil
+}
+
+// answer is the body of each response: what became of the delivery.
+type answer struct {
+	Status     string         `json:"status"`
+	Reason     rollout.Reason `json:"reasonCode,omitempty"`
+	Message    string         `json:"message,omitempty"`
+	Commands   int            `json:"commands,omitempty"`
+	Duplicates int            `json:"duplicates,omitempty"`
+}
+
+func (in *Intake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	code, a := in.handle(w, r)
+	if code >= 400 {
+		// Nothing of an unsigned request goes into the log but where it came from.
+		in.log.WarnContext(r.Context(), "delivery refused", "code", code, "message", a.Message, "remote", r.RemoteAddr)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if code == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "5")
+	}
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(a) // the client is gone: nothing to tell it
+}
+
+func refusal(code int, format string, args ...any) (int, answer) {
+	reason := rollout.ReasonInvalid
+	switch code {
+	case http.StatusUnauthorized:
+		reason = rollout.ReasonUnauthorized
+	case http.StatusRequestEntityTooLarge:
+		reason = rollout.ReasonBodyTooLarge
+	case http.StatusServiceUnavailable:
+		reason = rollout.ReasonBusy
+	case http.StatusInternalServerError:
+		reason = rollout.ReasonInternal
+	}
+	return code, answer{Status: "refused", Reason: reason, Message: fmt.Sprintf(format, args...)}
+}
+
+func ignored(format string, args ...any) (int, answer) {
+	return http.StatusAccepted, answer{Status: "ignored", Message: fmt.Sprintf(format, args...)}
+}
+
+func (in *Intake) handle(w http.ResponseWriter, r *http.Request) (int, answer) {
+	if r.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		return refusal(http.StatusMethodNotAllowed, "deliveries are posted")
+	}
+	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
+		return refusal(http.StatusUnsupportedMediaType, "set the webhook's content type to application/json")
+	}
+	signatures := r.Header.Values(SignatureHeader)
+	if len(signatures) != 1 {
+		return refusal(http.StatusUnauthorized, "a delivery needs one %s header", SignatureHeader)
+	}
+	event := r.Header.Get(github.EventTypeHeader)
+	if event == "" {
+		return refusal(http.StatusBadRequest, "a delivery needs an %s header", github.EventTypeHeader)
+	}
+	body, code, a := in.read(w, r)
+	if body == nil {
+		return code, a
+	}
+	if !Verify(in.secrets, signatures[0], body) {
+		return refusal(http.StatusUnauthorized, "the signature is not that of this body under the webhook's secret")
+	}
+	switch event {
+	case "ping":
+		return http.StatusOK, answer{Status: "pong"}
+	case "issue_comment":
+		return in.comment(r, body)
+	default:
+		return ignored("events of this kind ask for nothing here")
+	}
+}
+
+// read returns nil and the answer if there is no body to go on with.
+func (in *Intake) read(w http.ResponseWriter, r *http.Request) ([]byte, int, answer) {
+	size := r.ContentLength
+	if size < 0 || size > MaxBody {
+		if size > MaxBody {
+			code, a := refusal(http.StatusRequestEntityTooLarge, "a delivery has at most %d bytes", MaxBody)
+			return nil, code, a
+		}
+		size = MaxBody
+	}
+	if !in.held.TryAcquire(size) {
+		code, a := refusal(http.StatusServiceUnavailable, "too many deliveries at once")
+		return nil, code, a
+	}
+	defer in.held.Release(size)
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		code, a := refusal(http.StatusRequestEntityTooLarge, "a delivery has at most %d bytes", MaxBody)
+		return nil, code, a
+	case err != nil || len(body) == 0:
+		code, a := refusal(http.StatusBadRequest, "the body did not arrive")
+		return nil, code, a
+	}
+	return body, 0, answer{}
+}
+
+// What GitHub lets accounts and repositories be called; names go into paths of its API.
+var (
+	loginPattern      = regexp.MustCompile(`^[A-Za-z0-9](?:[-_A-Za-z0-9]{0,98}[A-Za-z0-9_])?$`)
+	repositoryPattern = regexp.MustCompile(`^[-_.A-Za-z0-9]{1,100}$`)
+)
+
+func (in *Intake) comment(r *http.Request, body []byte) (int, answer) {
+	var e github.IssueCommentEvent
+	if err := json.Unmarshal(body, &e); err != nil {
+		return refusal(http.StatusBadRequest, "the body is not an issue_comment event")
+	}
+	c, why := commentOf(&e)
+	if why != "" {
+		return ignored("%s", why)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), ackTimeout)
+	defer cancel()
+	receipt, err := in.commands.Accept(ctx, c)
+	log := in.log.With("delivery", r.Header.Get(github.DeliveryIDHeader), "comment", c.ID, "repository", c.Repository.ID)
+	switch {
+	case errors.Is(err, chatops.ErrBusy):
+		log.WarnContext(ctx, "delivery refused: busy")
+		return refusal(http.StatusServiceUnavailable, "too many commands wait; deliver this again")
+	case err != nil:
+		log.ErrorContext(ctx, "delivery not recorded", "error", err)
+		return refusal(http.StatusInternalServerError, "the commands could not be recorded; deliver this again")
+	case receipt.Refused != "":
+		code, a := ignored("the comment is refused")
+		a.Reason = receipt.Refused
+		return code, a
+	case receipt.Commands == 0 && receipt.Duplicates == 0:
+		return ignored("the comment has no command")
+	case receipt.Commands == 0:
+		return http.StatusOK, answer{Status: "known", Duplicates: receipt.Duplicates}
+	}
+	log.InfoContext(ctx, "commands recorded", "commands", receipt.Commands, "duplicates", receipt.Duplicates)
+	return http.StatusAccepted, answer{Status: "recorded", Commands: receipt.Commands, Duplicates: receipt.Duplicates}
+}
+
+// commentOf is the comment that an event brings, or why it is none to act on:
+// only people's own comments on open pull requests are, as they were created.
+func commentOf(e *github.IssueCommentEvent) (chatops.Comment, string) {
+	issue, comment, repo, sender := e.GetIssue(), e.GetComment(), e.GetRepo(), e.GetSender()
+	author := comment.GetUser()
+	switch {
+	case e.GetAction() != "created":
+		return chatops.Comment{}, "only new comments are acted on"
+	case issue == nil || comment == nil || repo == nil || sender == nil || author == nil:
+		return chatops.Comment{}, "the event lacks the issue, the comment, the repository or the sender"
+	case !issue.IsPullRequest():
+		return chatops.Comment{}, "the comment is not on a pull request"
+	case issue.GetState() != "open":
+		return chatops.Comment{}, "the pull request is not open"
+	case sender.GetType() != "User" || author.GetType() != "User" || strings.HasSuffix(author.GetLogin(), "[bot]"):
+		return chatops.Comment{}, "only people's comments are acted on"
+	case author.GetID() != sender.GetID() || author.GetLogin() != sender.GetLogin():
+		return chatops.Comment{}, "the comment is not its sender's own"
+	case comment.GetID() <= 0 || repo.GetID() <= 0 || issue.GetNumber() <= 0 || author.GetID() <= 0 || comment.GetCreatedAt().IsZero():
+		return chatops.Comment{}, "the event lacks an id or the comment's time"
+	case !loginPattern.MatchString(author.GetLogin()) || !loginPattern.MatchString(repo.GetOwner().GetLogin()) || !repositoryPattern.MatchString(repo.GetName()):
+		return chatops.Comment{}, "the event has a name that GitHub would not give"
+	}
+	return chatops.Comment{
+		ID:          comment.GetID(),
+		PullRequest: issue.GetNumber(),
+		Author:      author.GetLogin(),
+		AuthorID:    author.GetID(),
+		Body:        comment.GetBody(),
+		CreatedAt:   comment.GetCreatedAt().UTC(),
+		Repository: chatops.Repository{
+			ID: repo.GetID(), Owner: repo.GetOwner().GetLogin(), Name: repo.GetName(), Installation: e.GetInstallation().GetID(),
+		},
+	}, ""
+}

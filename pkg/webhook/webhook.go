@@ -1,0 +1,267 @@
+// Package webhook is the control plane as a process: the intake of GitHub's
+// webhooks with the commands they bring, the API, and the control role, each if
+// its role is asked for.
+package webhook
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/mux"
+	"golang.org/x/net/netutil"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sluice-dev/sluice/pkg/chatops"
+	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/github"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// Role is a part of the control plane.
+type Role string
+
+// The roles.
+const (
+	// RoleGitHub takes GitHub's webhooks and carries out the commands in comments.
+	RoleGitHub Role = "github"
+	// RoleAPI serves the API.
+	RoleAPI Role = "api"
+	// RoleControl reconciles; it listens to nobody.
+	RoleControl Role = "control"
+)
+
+// ParseRoles reads a comma-separated list.
+func ParseRoles(list string) ([]Role, error) {
+	var out []Role
+	for word := range strings.SplitSeq(list, ",") {
+		r := Role(strings.TrimSpace(word))
+		switch {
+		case r != RoleGitHub && r != RoleAPI && r != RoleControl:
+			return nil, &rollout.Error{Reason: rollout.ReasonInvalid, Field: "roles", Message: fmt.Sprintf("%q is not a role", r), Hint: "use github, api, control or several of them with commas between"}
+		case !slices.Contains(out, r):
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
+
+// Options of Run.
+type Options struct {
+	Roles []Role
+	// Listener serves the roles github and api; Run closes it. Nil with role control alone.
+	Listener net.Listener
+	// Store and Journal, for role github.
+	Store   cluster.Store
+	Journal cluster.Journal
+	// Secrets of the webhook, for role github: each is accepted, so that they can be rotated.
+	Secrets [][]byte
+	// GitHub is the API that permissions are asked of, for role github.
+	GitHub chatops.GitHub
+	// API serves what is neither a webhook nor health, for role api. Without it those paths are 404.
+	API http.Handler
+	// Control is the control role; it runs until its context ends.
+	Control func(context.Context) error
+	Logger  *slog.Logger
+	// Grace is how long requests and commands under way may take at the end; 10 s unless set.
+	Grace time.Duration
+}
+
+// Timeouts and bounds of the server. GitHub waits 10 s for its answer.
+const (
+	readHeaderTimeout = 5 * time.Second
+	readTimeout       = 15 * time.Second
+	writeTimeout      = 20 * time.Second
+	idleTimeout       = 60 * time.Second
+	maxHeaderBytes    = 64 << 10
+	maxConnections    = 2048
+	readyTimeout      = 2 * time.Second
+)
+
+// Run serves the roles until ctx ends or one of them fails, then stops them in
+// the reverse order of their start: first nothing new is taken in, then commands
+// under way and their replies end, then the control role.
+func Run(ctx context.Context, o Options) (err error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Grace == 0 {
+		o.Grace = 10 * time.Second
+	}
+	has := func(r Role) bool { return slices.Contains(o.Roles, r) }
+	serves := has(RoleGitHub) || has(RoleAPI)
+	defer func() {
+		if o.Listener != nil {
+			_ = o.Listener.Close() // the server may have closed it
+		}
+	}()
+	switch {
+	case len(o.Roles) == 0:
+		return errors.New("run the control plane: no role is given")
+	case serves && o.Listener == nil:
+		return errors.New("run the control plane: roles github and api need a listener")
+	case has(RoleGitHub) && (o.Store == nil || o.Journal == nil || o.GitHub == nil):
+		return errors.New("run the control plane: role github needs the store, the journal and GitHub's API")
+	case has(RoleControl) && o.Control == nil:
+		return errors.New("run the control plane: role control is not wired")
+	}
+
+	group, failed := errgroup.WithContext(context.WithoutCancel(ctx))
+	// Each part stops when it is told to, in turn, not when ctx ends.
+	var stops []func()
+	start := func(name string, run func(context.Context) error) {
+		own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		ended := make(chan struct{})
+		group.Go(func() error {
+			defer close(ended)
+			if err := run(own); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			if own.Err() == nil {
+				return fmt.Errorf("%s ended by itself", name)
+			}
+			return nil
+		})
+		stops = append(stops, func() {
+			cancel()
+			<-ended
+			o.Logger.Info("stopped", "part", name)
+		})
+	}
+	router := mux.NewRouter()
+	router.NotFoundHandler = http.HandlerFunc(notFound)
+	router.MethodNotAllowedHandler = http.HandlerFunc(notAllowed)
+	health := &health{store: o.Store}
+
+	var intake *github.Intake
+	var commands *chatops.Service
+	if has(RoleGitHub) {
+		commands = chatops.New(chatops.Options{Store: o.Store, Journal: o.Journal, GitHub: o.GitHub, Logger: o.Logger, Grace: o.Grace})
+		if intake, err = github.NewIntake(o.Secrets, commands, o.Logger); err != nil {
+			return err
+		}
+	}
+
+	if has(RoleControl) {
+		start("control", o.Control)
+	}
+	if has(RoleGitHub) {
+		start("commands", commands.Run)
+		router.Handle("/webhooks/github", intake).Methods(http.MethodPost)
+	}
+	if serves {
+		router.HandleFunc("/healthz", health.live).Methods(http.MethodGet, http.MethodHead)
+		router.HandleFunc("/readyz", health.ready).Methods(http.MethodGet, http.MethodHead)
+		if has(RoleAPI) && o.API != nil {
+			router.PathPrefix("/").Handler(o.API)
+		}
+		start("server", func(own context.Context) error { return serve(own, o, router) })
+		o.Logger.Info("serving", "roles", o.Roles, "address", o.Listener.Addr().String())
+	}
+
+	select {
+	case <-ctx.Done():
+	case <-failed.Done():
+	}
+	health.stopping.Store(true)
+	for _, stop := range slices.Backward(stops) {
+		stop()
+	}
+	return group.Wait()
+}
+
+// serve until own ends, then let requests under way end.
+func serve(own context.Context, o Options, handler http.Handler) error {
+	server := &http.Server{
+		Handler:           recovered(handler, o.Logger),
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(netutil.LimitListener(o.Listener, maxConnections)) }()
+	select {
+	case err := <-served:
+		return err
+	case <-own.Done():
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(own), o.Grace)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		o.Logger.Warn("requests were cut off", "error", err)
+		_ = server.Close() // it says what Shutdown said
+	}
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// recovered answers 500 when a handler panics, and logs where.
+func recovered(next http.Handler, log *slog.Logger) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			p := recover()
+			if p == nil {
+				return
+			}
+			if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+				panic(p)
+			}
+			log.ErrorContext(r.Context(), "handler panicked", "path", r.URL.Path, "panic", fmt.Sprint(p))
+			refuse(w, http.StatusInternalServerError, &rollout.Error{Reason: rollout.ReasonInternal, Message: "something failed inside Sluice", Hint: "look at the log"})
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
+func notFound(w http.ResponseWriter, _ *http.Request) {
+	refuse(w, http.StatusNotFound, &rollout.Error{Reason: rollout.ReasonInvalid, Field: "path", Message: "there is nothing at this path", Hint: "webhooks are taken at /webhooks/github"})
+}
+
+func notAllowed(w http.ResponseWriter, _ *http.Request) {
+	refuse(w, http.StatusMethodNotAllowed, &rollout.Error{Reason: rollout.ReasonInvalid, Field: "method", Message: "the method is not for this path", Hint: "post to /webhooks/github; get the others"})
+}
+
+func refuse(w http.ResponseWriter, code int, e *rollout.Error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(e) // the client is gone: nothing to tell it
+}
+
+// health answers probes.
+type health struct {
+	store    cluster.Reader
+	stopping atomic.Bool
+}
+
+func (h *health) live(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") }
+
+// ready says whether deliveries can be taken: not at the end, and not without the store.
+func (h *health) ready(w http.ResponseWriter, r *http.Request) {
+	if h.stopping.Load() {
+		http.Error(w, "stopping", http.StatusServiceUnavailable)
+		return
+	}
+	if h.store != nil {
+		ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
+		defer cancel()
+		if _, err := h.store.List(ctx); err != nil {
+			http.Error(w, "the store of endpoints does not answer", http.StatusServiceUnavailable)
+			return
+		}
+	}
+	_, _ = io.WriteString(w, "ok\n")
+}

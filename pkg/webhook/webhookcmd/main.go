@@ -1,0 +1,303 @@
+// Package webhookcmd is the control plane as a program: flags and environment to
+// options, and what stands behind the ports on this machine. The command webhook
+// and a hidden subcommand of sluice share it.
+package webhookcmd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/sluice-dev/sluice/pkg/cluster/local"
+	"github.com/sluice-dev/sluice/pkg/github"
+	"github.com/sluice-dev/sluice/pkg/webhook"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+const usage = `Usage: webhook [flags]
+
+Runs the control plane: role github takes GitHub's webhooks at /webhooks/github and
+carries out the commands in comments on pull requests, role api serves the API, role
+control reconciles. Each flag can be set by SLUICE_<NAME> too: SLUICE_GITHUB_API_URL
+sets --github-api-url.
+
+Secrets come from the environment or from files, never from flags:
+  SLUICE_WEBHOOK_SECRET   the webhook's secret; several, one per line, while it is rotated
+  SLUICE_GITHUB_TOKEN     a token for GitHub's API, unless an App is used
+
+Flags:
+`
+
+// config is what flags and environment say.
+type config struct {
+	roles      string
+	listen     string
+	listenFD   int
+	lifelineFD int
+	state      string
+	namespace  string
+	grace      time.Duration
+	verbose    bool
+
+	secretFile string
+	apiURL     string
+	tokenFile  string
+	appID      int64
+	appKeyFile string
+
+	// For the control role.
+	routerAdmin string
+	scoringURL  string
+
+	env map[string]string
+}
+
+func newFlags(c *config, out io.Writer) *flag.FlagSet {
+	f := flag.NewFlagSet("webhook", flag.ContinueOnError)
+	f.SetOutput(out)
+	f.StringVar(&c.roles, "roles", "github,api", "what to run: github, api, control, with commas between")
+	f.StringVar(&c.listen, "listen", "127.0.0.1:8081", "address to serve on")
+	f.IntVar(&c.listenFD, "listen-fd", -1, "serve on the listening socket inherited as this descriptor")
+	f.IntVar(&c.lifelineFD, "lifeline-fd", -1, "stop at end of file on this descriptor")
+	f.StringVar(&c.state, "state", "", "state directory (default $XDG_STATE_HOME/sluice)")
+	f.StringVar(&c.namespace, "namespace", "default", "namespace of the endpoints")
+	f.DurationVar(&c.grace, "grace", 4*time.Second, "how long requests and commands under way may take at the end")
+	f.BoolVar(&c.verbose, "verbose", false, "log more")
+	f.StringVar(&c.secretFile, "webhook-secret-file", "", "file with the webhook's secrets, one per line")
+	f.StringVar(&c.apiURL, "github-api-url", github.DefaultBaseURL, "GitHub's API; https://HOST/api/v3/ for GitHub Enterprise Server")
+	f.StringVar(&c.tokenFile, "github-token-file", "", "file with a token for GitHub's API")
+	f.Int64Var(&c.appID, "github-app-id", 0, "id of the GitHub App to act as, instead of a token")
+	f.StringVar(&c.appKeyFile, "github-app-key-file", "", "file with the App's private key in PEM")
+	f.StringVar(&c.routerAdmin, "router-admin", "http://127.0.0.1:9090", "admin address of the router, for role control")
+	f.StringVar(&c.scoringURL, "scoring-url", "http://127.0.0.1:8080", "address that clients score at, for role control")
+	return f
+}
+
+// Main is the control plane as a program: it reads flags (args without the
+// program's name) and environment (as os.Environ), runs until ctx ends and
+// returns the exit code: 0 stopped, 1 failed, 2 usage. The log goes to stderr;
+// stdout gets the help only.
+func Main(ctx context.Context, args, env []string, stdout, stderr io.Writer) int {
+	c, err := parse(args, env)
+	if errors.Is(err, flag.ErrHelp) {
+		_, _ = io.WriteString(stdout, usage)
+		newFlags(&config{}, stdout).PrintDefaults()
+		return exitOK
+	}
+	if err != nil {
+		_, _ = fmt.Fprintf(stderr, "webhook: %v\n", err)
+		return exitUsage
+	}
+	level := slog.LevelInfo
+	if c.verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	if c.lifelineFD >= 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithCancel(ctx)
+		defer stop()
+		go follow(ctx, inherited(c.lifelineFD, "lifeline"), stop)
+	}
+	if err := run(ctx, c, log); err != nil {
+		_, _ = fmt.Fprintf(stderr, "webhook: %v\n", err)
+		if refusal := new(rollout.Error); errors.As(err, &refusal) {
+			return exitUsage
+		}
+		return exitFailed
+	}
+	return exitOK
+}
+
+func parse(args, env []string) (config, error) {
+	c := config{env: map[string]string{}}
+	for _, kv := range env {
+		name, value, _ := strings.Cut(kv, "=")
+		c.env[name] = value
+	}
+	f := newFlags(&c, io.Discard)
+	if err := f.Parse(args); err != nil {
+		return c, err
+	}
+	if f.NArg() > 0 {
+		return c, fmt.Errorf("unexpected argument %q", f.Arg(0))
+	}
+	given := map[string]bool{}
+	f.Visit(func(fl *flag.Flag) { given[fl.Name] = true })
+	var failed error
+	f.VisitAll(func(fl *flag.Flag) {
+		name := "SLUICE_" + strings.ToUpper(strings.ReplaceAll(fl.Name, "-", "_"))
+		if value := c.env[name]; value != "" && !given[fl.Name] {
+			if err := f.Set(fl.Name, value); err != nil && failed == nil {
+				failed = fmt.Errorf("%s: %w", name, err)
+			}
+		}
+	})
+	if failed != nil {
+		return c, failed
+	}
+	if c.state == "" {
+		base := c.env["XDG_STATE_HOME"]
+		if base == "" && c.env["HOME"] != "" {
+			base = filepath.Join(c.env["HOME"], ".local", "state")
+		}
+		if base == "" {
+			return c, errors.New("there is no home directory: name the state directory with --state")
+		}
+		c.state = filepath.Join(base, "sluice")
+	}
+	return c, nil
+}
+
+// run wires what the roles need on this machine.
+func run(ctx context.Context, c config, log *slog.Logger) error {
+	roles, err := webhook.ParseRoles(c.roles)
+	if err != nil {
+		return err
+	}
+	o := webhook.Options{Roles: roles, Logger: log, Grace: c.grace}
+	if slices.Contains(roles, webhook.RoleGitHub) {
+		if o.Secrets, err = c.secrets(); err != nil {
+			return err
+		}
+		// Said before anything is opened: without a secret anybody could command.
+		if _, err := github.NewIntake(o.Secrets, nil, nil); err != nil {
+			return err
+		}
+		if o.GitHub, err = c.client(log); err != nil {
+			return err
+		}
+	}
+	if o.Store, err = local.NewStore(c.state, log); err != nil {
+		return err
+	}
+	if o.Journal, err = local.NewJournal(c.state, log); err != nil {
+		return err
+	}
+	if slices.Contains(roles, webhook.RoleControl) {
+		o.Control = func(ctx context.Context) error { return runControl(ctx, c, o, log) }
+	}
+	if slices.Contains(roles, webhook.RoleGitHub) || slices.Contains(roles, webhook.RoleAPI) {
+		if o.Listener, err = c.listener(); err != nil {
+			return err
+		}
+	}
+	return webhook.Run(ctx, o)
+}
+
+func (c config) listener() (net.Listener, error) {
+	if c.listenFD < 0 {
+		l, err := net.Listen("tcp", c.listen)
+		if err != nil {
+			return nil, fmt.Errorf("listen on %s: %w", c.listen, err)
+		}
+		return l, nil
+	}
+	file := inherited(c.listenFD, "listener")
+	l, err := net.FileListener(file)
+	_ = file.Close() // the listener has its own descriptor
+	if err != nil {
+		return nil, fmt.Errorf("take over descriptor %d: %w", c.listenFD, err)
+	}
+	return l, nil
+}
+
+// secrets of the webhook, from the environment and the file.
+func (c config) secrets() ([][]byte, error) {
+	all := []byte(c.env["SLUICE_WEBHOOK_SECRET"])
+	if c.secretFile != "" {
+		b, err := readSecret(c.secretFile)
+		if err != nil {
+			return nil, fmt.Errorf("read the webhook's secrets: %w", err)
+		}
+		all = append(append(all, '\n'), b...)
+	}
+	var out [][]byte
+	for line := range bytes.Lines(all) {
+		if line = bytes.TrimSpace(line); len(line) > 0 {
+			out = append(out, line)
+		}
+	}
+	return out, nil
+}
+
+func (c config) client(log *slog.Logger) (*github.Client, error) {
+	o := github.ClientOptions{BaseURL: c.apiURL, Token: strings.TrimSpace(c.env["SLUICE_GITHUB_TOKEN"]), AppID: c.appID, Logger: log}
+	if c.tokenFile != "" {
+		b, err := readSecret(c.tokenFile)
+		if err != nil {
+			return nil, fmt.Errorf("read the token for GitHub: %w", err)
+		}
+		o.Token = string(bytes.TrimSpace(b))
+	}
+	if c.appKeyFile != "" {
+		b, err := readSecret(c.appKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("read the App's private key: %w", err)
+		}
+		o.AppKey = b
+	}
+	client, err := github.NewClient(o)
+	if err != nil {
+		return nil, &rollout.Error{Reason: rollout.ReasonInvalid, Field: "github", Message: err.Error(),
+			Hint: "set SLUICE_GITHUB_TOKEN, name a file with --github-token-file, or give --github-app-id and --github-app-key-file"}
+	}
+	return client, nil
+}
+
+// maxSecret bounds what is read from a file of secrets, in bytes.
+const maxSecret = 1 << 20
+
+func readSecret(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // only read
+	b, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
+	if err == nil && len(b) > maxSecret {
+		err = fmt.Errorf("%s has more than %d bytes", path, maxSecret)
+	}
+	return b, err
+}
+
+// inherited is a descriptor that the parent process passed on.
+func inherited(fd int, name string) *os.File {
+	syscall.CloseOnExec(fd)
+	return os.NewFile(uintptr(fd), name)
+}
+
+// follow calls stop when the file ends: whoever holds its other end is gone.
+func follow(ctx context.Context, lifeline *os.File, stop func()) {
+	var b [64]byte
+	for ctx.Err() == nil {
+		_, err := lifeline.Read(b[:])
+		// Another process with the same pipe may have made it non-blocking.
+		if errors.Is(err, syscall.EAGAIN) {
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
+		if err != nil {
+			stop()
+			return
+		}
+	}
+}
