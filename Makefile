@@ -1,0 +1,59 @@
+# Sluice: `make demo` to watch it, `make test` to check it.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+CACHE  := $(CURDIR)/.cache
+BIN    := $(CACHE)/bin
+LINT   := $(BIN)/golangci-lint-v2.15.0
+# Packages with tests that start processes or measure time run apart from the units.
+UNITS  := $$(go list ./... | grep -v -e /test/)
+export CGO_ENABLED ?= 1
+
+.PHONY: demo test unit lint e2e fuzz bench bench-verdict setup generate build clean
+
+demo: ## watch a good version being promoted and a bad one rolled back
+	@command -v python3 >/dev/null || { echo "make demo needs python3: install Python 3 (on Debian or Ubuntu: apt-get install python3)"; exit 1; }
+	@echo "Compiling; the first time this takes a few minutes."
+	@mkdir -p bin && CGO_ENABLED=0 go build -o bin/sluice ./cmd/sluice
+	@./bin/sluice demo
+
+test: ## everything that CI runs
+	@test/run
+
+build: ## all programs into bin/
+	@mkdir -p bin && CGO_ENABLED=0 go build -o bin/ ./cmd/...
+
+unit:
+	go vet ./...
+	go test -race -timeout 15m $(UNITS)
+
+e2e:
+	go test -count=1 -timeout 20m ./test/...
+
+$(LINT):
+	@mkdir -p $(BIN)
+	GOBIN=$(BIN) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+	@mv $(BIN)/golangci-lint $@
+
+lint: $(LINT)
+	$(LINT) run ./...
+
+FUZZTIME ?= 10s
+fuzz: ## each fuzz target for FUZZTIME
+	@set -e; for pkg in $$(go list ./...); do \
+	  for target in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "fuzz $$pkg $$target"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+	  done; \
+	done
+
+bench: ## measurements, as ratios within one run; takes about half an hour
+	@test/bench/run
+
+bench-verdict:
+	go run ./test/bench/verdict
+
+generate: ## references that are made from the code
+	go test ./rollout -run TestReasonsReference -update
+
+clean:
+	rm -rf bin .cache
