@@ -230,7 +230,7 @@ func (s *Spec) Active(v *Version) bool {
 	return v.Type != Untyped || v.TrafficPercentile > 0 || s.Default() == v
 }
 
-// Status of that version, or the zero value.
+// Version is that version's status, or the zero value.
 func (s *Status) Version(name string) VersionStatus {
 	for _, v := range s.Versions {
 		if v.Name == name {

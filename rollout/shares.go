@@ -37,7 +37,7 @@ func (s *Spec) SharesWith(serves func(name string) bool) []Share {
 		return out
 	}
 	out[def].Percent += rest
-	to := -1
+	var to int
 	switch {
 	case control >= 0 && serves(out[control].Name):
 		to = control

@@ -71,7 +71,7 @@ func Next(e *Endpoint, v View) Plan {
 	if t == nil || e.Spec.Strategy == nil {
 		return p
 	}
-	s := stepper{e: e, t: t, strat: e.Spec.Strategy.Resolved(), view: v, plan: &p}
+	s := stepper{e: e, t: t, strategy: e.Spec.Strategy.Resolved(), view: v, plan: &p}
 	s.run()
 	return p
 }
@@ -134,7 +134,7 @@ func Queued(s *Spec, v *Version) bool {
 type stepper struct {
 	e     *Endpoint
 	t     *Version
-	strat Strategy
+	strategy Strategy
 	view  View
 	plan  *Plan
 }
@@ -150,7 +150,7 @@ func (s *stepper) run() {
 		s.wait(ReasonNoControl, "there is no control to compare with: give one the role with `sluice update ENDPOINT VERSION --control`")
 		return
 	}
-	decided := j.Rule == ReasonNotWorse || j.Rule == ReasonBounded || s.strat.Gate == GateNone
+	decided := j.Rule == ReasonNotWorse || j.Rule == ReasonBounded || s.strategy.Gate == GateNone
 	if s.deadlinePassed(st) && !decided {
 		s.onDeadline(j)
 		return
@@ -160,7 +160,7 @@ func (s *stepper) run() {
 		return
 	}
 
-	claim, steps := s.t.TrafficPercentile, s.strat.Steps
+	claim, steps := s.t.TrafficPercentile, s.strategy.Steps
 	if claim < steps[0].Percent && st.Step < 0 {
 		s.shift(steps[0].Percent, ReasonStepStarted, j)
 		return
@@ -169,7 +169,7 @@ func (s *stepper) run() {
 	if !last {
 		s.plan.Planned = withClaim(&s.e.Spec, s.t.Name, s.fit(steps[st.Step+1].Percent))
 	}
-	if s.strat.Gate == GateVerdict && j.Verdict == VerdictUnknown {
+	if s.strategy.Gate == GateVerdict && j.Verdict == VerdictUnknown {
 		s.wait(ReasonUnknown, "evidence is unavailable: nothing moves until it is back")
 		return
 	}
@@ -187,7 +187,7 @@ func (s *stepper) run() {
 	}
 	s.plan.Planned = onlyPlanned(&s.e.Spec, s.t.Name)
 	why := j.Rule
-	if s.strat.Gate == GateNone {
+	if s.strategy.Gate == GateNone {
 		why = ReasonNoGate
 	}
 	s.move(Promote{Version: s.t.Name}, Full, why, j)
@@ -197,14 +197,14 @@ func (s *stepper) run() {
 // present step is derived from the claim; -1 is before the first.
 func (s *stepper) status() RolloutStatus {
 	step := -1
-	for i, st := range s.strat.Steps {
+	for i, st := range s.strategy.Steps {
 		if st.Percent <= s.t.TrafficPercentile {
 			step = i
 		}
 	}
 	// A percentile given in the deploy, below the first step, is itself the first step.
 	if step < 0 && s.t.TrafficPercentile > 0 {
-		s.strat.Steps = slices.Insert(s.strat.Steps, 0, Step{Percent: s.t.TrafficPercentile, MinRequests: s.strat.Steps[0].MinRequests, MinDuration: s.strat.Steps[0].MinDuration})
+		s.strategy.Steps = slices.Insert(s.strategy.Steps, 0, Step{Percent: s.t.TrafficPercentile, MinRequests: s.strategy.Steps[0].MinRequests, MinDuration: s.strategy.Steps[0].MinDuration})
 		step = 0
 	}
 	j := s.view.Judgements[s.t.Name]
@@ -225,15 +225,15 @@ func (s *stepper) status() RolloutStatus {
 }
 
 func (s *stepper) deadlinePassed(st RolloutStatus) bool {
-	return s.view.Now.Sub(st.Started) > s.strat.Deadline.Std()
+	return s.view.Now.Sub(st.Started) > s.strategy.Deadline.Std()
 }
 
 func (s *stepper) onDeadline(j Judgement) {
-	text := fmt.Sprintf("undecided for %s, its deadline: %s", *s.strat.Deadline, j.Sentence)
+	text := fmt.Sprintf("undecided for %s, its deadline: %s", *s.strategy.Deadline, j.Sentence)
 	s.plan.Rollout.Reason, s.plan.Rollout.Message = ReasonDeadline, text
 	s.plan.Why, s.plan.Evidence = ReasonDeadline, j.Sentence
 	switch {
-	case s.strat.OnDeadline == DeadlineRollback:
+	case s.strategy.OnDeadline == DeadlineRollback:
 		s.plan.Op = Rollback{Version: s.t.Name}
 	case s.e.Spec.Hold == nil && s.e.Spec.Lock == nil:
 		s.plan.Op = Hold{Reason: s.t.Name + " was " + text}
@@ -243,7 +243,7 @@ func (s *stepper) onDeadline(j Judgement) {
 }
 
 func (s *stepper) stepDone(st RolloutStatus, j Judgement) (bool, string) {
-	step := s.strat.Steps[st.Step]
+	step := s.strategy.Steps[st.Step]
 	before, _ := strconv.ParseInt(st.StepRequests, 10, 64)
 	if n := j.Requests - before; n < *step.MinRequests {
 		return false, fmt.Sprintf("%d of %d requests at %s per cent", max(n, 0), *step.MinRequests, s.t.TrafficPercentile)

@@ -85,17 +85,17 @@ type Prepare struct {
 	Percent Percent
 }
 
-// Hold stops advancing and promoting; Resume ends it.
-type (
-	Hold   struct{ Reason string }
-	Resume struct{}
-)
+// Hold stops advancing and promoting.
+type Hold struct{ Reason string }
+
+// Resume ends a hold.
+type Resume struct{}
 
 // Lock refuses all but Rollback, Hold and Unlock.
-type (
-	Lock   struct{ Reason string }
-	Unlock struct{}
-)
+type Lock struct{ Reason string }
+
+// Unlock ends a lock.
+type Unlock struct{}
 
 // Delete removes a version. NewDefault names the next default where it is not plain.
 type Delete struct {

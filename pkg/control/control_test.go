@@ -114,7 +114,9 @@ func (w *world) start() {
 		}
 	}()
 	// The autoscaler brings fleets to their planned size.
-	go func() { _ = autoscale.Run(ctx, autoscale.Options{Endpoints: w.store, Fleets: w.fleet, Scaler: w.fleet, Routers: w.routers, Logger: slog.New(slog.DiscardHandler)}) }()
+	go func() {
+		_ = autoscale.Run(ctx, autoscale.Options{Endpoints: w.store, Fleets: w.fleet, Scaler: w.fleet, Routers: w.routers, Logger: slog.New(slog.DiscardHandler)})
+	}()
 }
 
 func (w *world) kill() {
