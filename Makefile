@@ -5,8 +5,7 @@ SHELL := /bin/bash
 CACHE  := $(CURDIR)/.cache
 BIN    := $(CACHE)/bin
 LINT   := $(BIN)/golangci-lint-v2.15.0
-# Packages with tests that start processes or measure time run apart from the units.
-UNITS  := $$(go list ./... | grep -v -e /test/)
+UNITS  := $$(go list ./... | grep -v /test/e2e)
 export CGO_ENABLED ?= 1
 
 .PHONY: demo test unit lint e2e fuzz bench bench-verdict setup generate build clean
@@ -28,12 +27,15 @@ unit:
 	go test -race -timeout 15m $(UNITS)
 
 e2e:
-	go test -count=1 -timeout 20m ./test/...
+	go test -count=1 -timeout 25m -v ./test/e2e
 
 $(LINT):
 	@mkdir -p $(BIN)
 	GOBIN=$(BIN) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 	@mv $(BIN)/golangci-lint $@
+
+.PHONY: .cache-lint
+.cache-lint: $(LINT)
 
 lint: $(LINT)
 	$(LINT) run ./...

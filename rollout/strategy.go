@@ -132,11 +132,11 @@ func Queued(s *Spec, v *Version) bool {
 }
 
 type stepper struct {
-	e     *Endpoint
-	t     *Version
+	e        *Endpoint
+	t        *Version
 	strategy Strategy
-	view  View
-	plan  *Plan
+	view     View
+	plan     *Plan
 }
 
 func (s *stepper) run() {
