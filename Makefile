@@ -56,6 +56,7 @@ bench-verdict:
 
 generate: ## references that are made from the code
 	go test ./rollout -run TestReasonsReference -update
+	go test ./cmd/sluice/internal/cli -run TestCommandReference -update
 
 clean:
 	rm -rf bin .cache

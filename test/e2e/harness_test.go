@@ -219,7 +219,7 @@ func (s *system) url(name string) string {
 }
 
 func (s *system) report(ctx context.Context) (telemetry.Report, error) {
-	return telemetry.NewHTTPReporter("http://"+s.at.Admin, nil).Report(ctx)
+	return telemetry.NewHTTPReporter("http://" + s.at.Admin).Report(ctx)
 }
 
 // project writes a model repository and returns its directory. The script's

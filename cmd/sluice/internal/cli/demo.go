@@ -118,7 +118,7 @@ func (a *app) demo(ctx context.Context, keep bool) (err error) {
 	if d.sys, err = a.open(); err != nil {
 		return err
 	}
-	d.report = telemetry.NewHTTPReporter("http://"+d.at.Admin, nil)
+	d.report = telemetry.NewHTTPReporter("http://" + d.at.Admin)
 	if err := d.run(ctx); err != nil {
 		_ = logs.Sync()
 		if tail := lastLines(logs.Name(), 20); tail != "" {

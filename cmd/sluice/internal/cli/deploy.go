@@ -19,8 +19,8 @@ import (
 
 // archiveStore keeps a project's archive for the fleets of this machine.
 type archiveStore interface {
-	// Put stores what write writes, once, under its digest ("sha256:HEX"), and says whether it was there.
-	Put(ctx context.Context, write func(io.Writer) error) (digest string, known bool, err error)
+	// Write stores what write writes, once, under its digest ("sha256:HEX"), and says whether it was there.
+	Write(ctx context.Context, write func(io.Writer) error) (digest string, known bool, err error)
 }
 
 // shipper makes archives; on this machine an image is an archive's digest.
@@ -32,7 +32,7 @@ type shipper struct {
 // Ship implements deploy.Shipper.
 func (s shipper) Ship(ctx context.Context, dir string) (deploy.Shipment, error) {
 	var res project.Result
-	digest, known, err := s.archives.Put(ctx, func(w io.Writer) error {
+	digest, known, err := s.archives.Write(ctx, func(w io.Writer) error {
 		var err error
 		res, err = project.Package(ctx, dir, w)
 		return err
