@@ -1,0 +1,202 @@
+package router
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/sluice-dev/sluice/pkg/router/upstream"
+)
+
+const (
+	// keptBody is up to which size a body is kept until a replica has accepted it.
+	keptBody = 64 << 10
+	// maxBody is the limit of Azure ML: 100 MB, taken as 100 MiB.
+	maxBody = 100 << 20
+	// bodyStall is how long a client may send nothing in the middle of its body, and
+	// how long it may take for a body that is kept.
+	bodyStall = 30 * time.Second
+	// uploadTimeout bounds a body that is not kept: it holds a slot.
+	uploadTimeout = 5 * time.Minute
+	// writeStall is how long a client may read nothing of its answer.
+	writeStall = 30 * time.Second
+)
+
+var (
+	errBodyTooLarge = errors.New("body is too large")
+	errClient       = errors.New("client did not send its body")
+)
+
+var crlf = []byte("\r\n")
+
+// deadlines are what net/http's response writers can do beside writing.
+type deadlines interface {
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
+}
+
+// readBody reads what can be kept of the body; all says that this is all of it. A body
+// that begs for a 100-continue is asked for by this.
+func (x *exchange) readBody() (all bool, err error) {
+	r := x.r
+	if r.ContentLength == 0 || r.Body == nil || r.Body == http.NoBody {
+		return true, nil
+	}
+	if d, ok := x.w.(deadlines); ok {
+		// net/http lifts it at the body's end.
+		_ = d.SetReadDeadline(time.Now().Add(bodyStall))
+	}
+	want := keptBody
+	if r.ContentLength > 0 && r.ContentLength < keptBody {
+		want = int(r.ContentLength)
+	}
+	buf := x.router.buffer(&x.bodyBuf, want+1)
+	n := 0
+	for n <= want {
+		m, err := r.Body.Read(buf[n : want+1])
+		n += m
+		if err == io.EOF { //nolint:errorlint // bodies give it bare
+			x.body = buf[:n]
+			return true, nil
+		}
+		if err != nil {
+			return false, x.bodyError(err)
+		}
+	}
+	x.body = buf[:n] // one byte more than is kept, or a lying Content-Length, which net/http does not allow
+	return false, nil
+}
+
+// bodyError sorts the errors of reading a client's body: a malformed one can be told so.
+func (x *exchange) bodyError(err error) error {
+	if x.r.Context().Err() != nil || isNetwork(err) || isTimeout(err) {
+		return errClient
+	}
+	return err
+}
+
+// pump sends the rest of a body while the answer is awaited.
+type pump struct {
+	done chan struct{}
+	// err is set before done is closed: nil, errBodyTooLarge, errClient, a malformed body,
+	// or the replica's connection's.
+	err error
+	// replica says that err is the replica's connection's.
+	replica bool
+	// ended is when the body was sent.
+	ended time.Time
+}
+
+// stream sends the body behind a head that got its 100-continue.
+func (x *exchange) stream(conn *upstream.Conn) *pump {
+	p := &pump{done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		p.replica, p.err = x.copyBody(conn)
+		if p.err != nil && !p.replica {
+			conn.Abort() // the answer is of no use any more
+			return
+		}
+		if p.err == nil {
+			// The replica's time begins when it has everything.
+			p.ended = time.Now()
+			_ = conn.SetDeadline(p.ended.Add(x.budget))
+			if x.r.Context().Err() != nil {
+				conn.Abort()
+			}
+		}
+	}()
+	return p
+}
+
+// copyBody also says whether it was the replica's connection that failed.
+func (x *exchange) copyBody(conn *upstream.Conn) (replica bool, err error) {
+	client, _ := x.w.(deadlines)
+	buf := x.router.buffer(&x.copyBuf, 32<<10)
+	chunked := x.r.ContentLength < 0
+	end := time.Now().Add(uploadTimeout)
+	total := int64(0)
+	var size []byte
+	var frame net.Buffers
+	send := func(p []byte) error {
+		_ = conn.SetWriteDeadline(time.Now().Add(x.budget))
+		if !chunked {
+			_, err := conn.Write(p)
+			return err
+		}
+		size = append(strconv.AppendInt(size[:0], int64(len(p)), 16), crlf...)
+		frame = append(frame[:0], size, p, crlf)
+		rest := frame // WriteTo eats it
+		_, err := rest.WriteTo(conn.Conn)
+		return err
+	}
+	part := x.body
+	for {
+		if len(part) > 0 {
+			if total += int64(len(part)); total > maxBody {
+				return false, errBodyTooLarge
+			}
+			if err := send(part); err != nil {
+				return true, err
+			}
+		}
+		if x.bodyEnd {
+			break
+		}
+		now := time.Now()
+		if !now.Before(end) {
+			return false, errClient
+		}
+		if client != nil {
+			_ = client.SetReadDeadline(minTime(now.Add(bodyStall), end))
+		}
+		n, err := x.r.Body.Read(buf)
+		part = buf[:n]
+		if err == io.EOF { //nolint:errorlint // bodies give it bare
+			x.bodyEnd = true
+		} else if err != nil {
+			return false, x.bodyError(err)
+		}
+	}
+	if chunked {
+		_ = conn.SetWriteDeadline(time.Now().Add(x.budget))
+		if _, err := io.WriteString(conn, "0\r\n\r\n"); err != nil {
+			return true, err
+		}
+	}
+	return false, nil
+}
+
+func minTime(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// finish waits for the pump, once there is an answer or none will come. If it has
+// not ended by itself, the rest of the body is not wanted: it is stopped.
+func (x *exchange) finish(p *pump, conn *upstream.Conn) (stopped bool) {
+	select {
+	case <-p.done:
+		return false
+	case <-time.After(20 * time.Millisecond): // it may be just about to end
+	}
+	if client, ok := x.w.(deadlines); ok {
+		_ = client.SetReadDeadline(time.Unix(1, 0))
+	}
+	_ = conn.SetWriteDeadline(time.Unix(1, 0))
+	<-p.done
+	return true
+}
+
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
+
+func isNetwork(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrUnexpectedEOF)
+}
