@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -147,7 +148,7 @@ func ParseLine(text string) (Line, bool) {
 		if !qualified {
 			ns, name = "default", a
 		}
-		if rollout.ValidateName("", "", name) != nil || rollout.ValidateName("", "", ns) != nil || qualified && i > 0 {
+		if cluster.ValidateKey(rollout.Key{Namespace: ns, Name: name}) != nil || qualified && i > 0 {
 			return fail(rollout.ReasonInvalid, "comment", "write `"+use+"`; names have lower-case letters, digits and hyphens", "%q is not the name of an endpoint or a version", a)
 		}
 	}

@@ -144,6 +144,9 @@ func (s *Service) Accept(ctx context.Context, c Comment) (Receipt, error) {
 	case <-ctx.Done():
 		return Receipt{}, fmt.Errorf("wait for the journal: %w", ctx.Err())
 	}
+	if s.ended() {
+		return Receipt{}, ErrBusy
+	}
 	select {
 	case s.slots <- struct{}{}:
 	default:
@@ -199,6 +202,18 @@ func (s *Service) take(name string) bool {
 	return true
 }
 
+func (s *Service) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+}
+
+func (s *Service) ended() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
 func (s *Service) drop(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -241,6 +256,8 @@ func (s *Service) Run(ctx context.Context) error {
 	defer s.stop()
 	pending, err := s.pending(ctx)
 	if err != nil {
+		s.end()
+		close(s.recovered)
 		return err
 	}
 	for _, j := range pending {
@@ -270,9 +287,7 @@ func (s *Service) Run(ctx context.Context) error {
 
 	grace := time.AfterFunc(s.o.Grace, s.stop)
 	defer grace.Stop()
-	s.mu.Lock()
-	s.closed = true
-	s.mu.Unlock()
+	s.end()
 	s.jobs.Wait()
 	s.out.drain(s.work)
 	outStop()

@@ -113,7 +113,7 @@ func hideInline(lines []string, hidden []bool) {
 		}
 		at = to
 	}
-	runs := closers(text)
+	runs, comments := closers(text), true
 	for i := 0; i < len(text); {
 		switch {
 		case text[i] == '\\':
@@ -126,9 +126,10 @@ func hideInline(lines []string, hidden []bool) {
 			} else {
 				i += n
 			}
-		case strings.HasPrefix(text[i:], "<!--"):
+		case comments && strings.HasPrefix(text[i:], "<!--"):
 			e := strings.Index(text[i+len("<!--"):], "-->")
 			if e < 0 {
+				comments = false // none further on can end either
 				i++
 				continue
 			}

@@ -1,0 +1,176 @@
+package chatops
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// brief is a line as "number verb arguments", or "number refused reason".
+func brief(l Line) string {
+	if l.Err != nil {
+		return fmt.Sprintf("%d refused %s", l.Number, l.Err.Reason)
+	}
+	out := []string{fmt.Sprint(l.Number), string(l.Verb)}
+	if l.Verb == Traffic {
+		out = append(out, l.Percent.String())
+	}
+	out = append(out, l.Names...)
+	if l.Reason != "" {
+		out = append(out, l.Reason)
+	}
+	return strings.Join(out, " ")
+}
+
+func briefs(body string) []string {
+	out := []string{}
+	for _, l := range Parse(body) {
+		out = append(out, brief(l))
+	}
+	return out
+}
+
+func TestParse(t *testing.T) {
+	for _, tc := range []struct {
+		name, body string
+		want       []string
+	}{
+		{"each verb", "/promote\n/rollback\n/traffic 20\n/status\n/resume", []string{"1 promote", "2 rollback", "3 traffic 20", "4 status", "5 resume"}},
+		{"any case, as phones write", "/Promote\n/ROLLBACK", []string{"1 promote", "2 rollback"}},
+		{"between prose", "Looks good.\n\n/traffic 12.5%\n\nThanks!", []string{"3 traffic 12.5"}},
+		{"names", "/promote fraud\n/rollback models/fraud pr-41-3f9c2ab\n/traffic 5 pr-41-3f9c2ab", []string{"1 promote fraud", "2 rollback models/fraud pr-41-3f9c2ab", "3 traffic 5 pr-41-3f9c2ab"}},
+		{"a reason is free text", "/hold wait for  *Ann* @bob", []string{"1 hold wait for *Ann* @bob"}},
+		{"line endings and space at the ends", "  /promote  \r\n/status\t\r/hold", []string{"1 promote", "2 status", "3 hold"}},
+		{"no-break space", "/traffic\u00a020", []string{"1 traffic 20"}},
+		{"not at the beginning", "please /promote\n./promote\n- /promote\n**/promote**\n`/promote`", []string{}},
+		{"other words and paths", "/deploy\n/promoted\n/usr/bin\n/promote-now\n/ promote\n//promote\n/\n/sluice promote", []string{}},
+		{"quotes", "> /promote\n\n>/promote\n\n   > /promote\n\n/status", []string{"7 status"}},
+		{"a quote's lazy continuation", "> He said\n/promote\n\n/status", []string{"4 status"}},
+		{"after a quote's blank line", "> He said\n>\n/promote", []string{"3 promote"}},
+		{"fences", "```\n/promote\n```\n~~~sh\n/promote\n~~~\n/status", []string{"7 status"}},
+		{"a longer fence", "````\n```\n/promote\n````\n/status", []string{"5 status"}},
+		{"a fence closed by the other kind only", "```\n~~~\n/promote", []string{}},
+		{"no fence: text after backticks has one", "```a`b\n/promote", []string{"2 promote"}},
+		{"a fence that a tab keeps open", "```\n\t```\n/promote\n```\n/status", []string{"5 status"}},
+		{"a fence that never closes", "```\n/promote\n/status", []string{}},
+		{"indented code", "    /promote\n\n\t/promote\n\n   /status", []string{"5 status"}},
+		{"a code span over lines", "see `this\n/promote\nthat`\n/status", []string{"4 status"}},
+		{"a backtick without twin", "it's ` odd\n/promote", []string{"2 promote"}},
+		{"backticks without twins in two items", "- see `a\n/rollback\n- and b`", []string{"2 rollback"}},
+		{"an escaped backtick", "see \\`this\n/promote\nthat`", []string{"2 promote"}},
+		{"HTML comments", "<!-- hint:\n/promote\n\n/promote\n-->\n/status", []string{"6 status"}},
+		{"an HTML comment within a paragraph", "text <!--\n/promote\n--> text\n/status", []string{"4 status"}},
+		{"raw HTML", "<pre>\n/promote\n\n/promote\n</pre>\n/status", []string{"6 status"}},
+		{"details are plain text", "<details>\n\n/status\n\n</details>", []string{"3 status"}},
+		{"bad shares", "/traffic\n/traffic 101\n/traffic -1\n/traffic NaN\n/traffic 10.0001", slices.Repeat([]string{"refused percent_invalid"}, 5)},
+		{"trailing arguments", "/promote fraud v1 now\n/status fraud x\n/traffic 20 a b c\n/promote It's\n/resume a b", slices.Repeat([]string{"refused invalid"}, 5)},
+		{"names that are none", "/promote UPPER\n/promote fraud models/v1\n/promote a/b/c\n/promote -x\n/promote " + strings.Repeat("x", 33), slices.Repeat([]string{"refused invalid"}, 5)},
+		{"a line too long", "/traffic 20 " + strings.Repeat("x ", 200), []string{"1 refused invalid"}},
+		{"too many", strings.Repeat("/status\n", 9), []string{"1 status", "2 status", "3 status", "4 status", "5 status", "6 refused invalid"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			want := slices.Clone(tc.want)
+			for i, w := range want {
+				if strings.HasPrefix(w, "refused") {
+					want[i] = fmt.Sprintf("%d %s", i+1, w)
+				}
+			}
+			if diff := cmp.Diff(want, briefs(tc.body)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestRefusalsNameTheWayOut checks every refusal of the grammar.
+func TestRefusalsNameTheWayOut(t *testing.T) {
+	for _, body := range []string{"/traffic", "/traffic x", "/promote a b c", "/status a b", "/promote X", "/promote " + strings.Repeat("x", 300), strings.Repeat("/status\n", 6)} {
+		lines := Parse(body)
+		e := lines[len(lines)-1].Err
+		if e == nil || e.Reason == "" || e.Field == "" || e.Message == "" || e.Hint == "" {
+			t.Errorf("%.40q: %#v lacks reason, field, rule or way out", body, e)
+		}
+	}
+}
+
+func TestLongReasonIsCut(t *testing.T) {
+	l := Parse("/hold " + strings.Repeat("é", 500))[0]
+	if n := len([]rune(l.Reason)); n != maxReason+1 {
+		t.Errorf("the reason has %d characters, want %d and an ellipsis", n, maxReason)
+	}
+	back, ok := ParseLine(l.Text)
+	if !ok || back.Reason != l.Reason {
+		t.Errorf("read back: %q", back.Reason)
+	}
+}
+
+func TestHugeBodies(t *testing.T) {
+	for _, body := range []string{
+		strings.Repeat("`", 60000) + "\n/status",
+		strings.Repeat("` `` ", 12000) + "\n/status",
+		strings.Repeat("<!--", 15000) + "\n/status",
+		strings.Repeat("<!--\n/status\n-->\n", 3500),
+		strings.Repeat("a `b\n", 12000) + "/status",
+	} {
+		Parse(body) // must end soon: the fuzzer and the test's time limit tell
+	}
+	if got := Parse("/status\n" + strings.Repeat("x", maxBody)); got != nil {
+		t.Errorf("a body larger than GitHub allows has commands: %v", got)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{
+		"/promote", "/Rollback fraud pr-1-abcdef0", "/traffic 12.5%", "/traffic 1e1 models/fraud", "/hold because `x`\n/resume", "> /promote\n/status",
+		"```\n/promote\n```", "<!--\n/promote\n-->", "a `\n/promote\n` b", "/traffic \x00\xff", "/status\r/status\r\n/status", strings.Repeat("/status\n", 8),
+		"\\`\n/promote", "- x\n  ~~~\n/promote", "/promote " + strings.Repeat("y", 300), "> a\n/b", "/hold " + strings.Repeat("\u200b", 300),
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, body string) {
+		lines := Parse(body)
+		if len(lines) > MaxCommands+1 {
+			t.Fatalf("%d commands", len(lines))
+		}
+		raw := strings.Split(strings.ReplaceAll(strings.ReplaceAll(body, "\r\n", "\n"), "\r", "\n"), "\n")
+		last := 0
+		for i, l := range lines {
+			if l.Number <= last || l.Number > len(raw) {
+				t.Fatalf("line %d after line %d of %d", l.Number, last, len(raw))
+			}
+			last = l.Number
+			written := strings.TrimLeft(raw[l.Number-1], " ")
+			if !strings.HasPrefix(strings.ToLower(written), "/"+string(l.Verb)) {
+				t.Fatalf("%q was read as %s", written, l.Verb)
+			}
+			if len(l.Text) > maxLine+4*maxReason {
+				t.Fatalf("%d bytes go into the journal", len(l.Text))
+			}
+			// What the journal keeps means the same when it is read back: above all, a refusal stays one.
+			back, ok := ParseLine(l.Text)
+			switch {
+			case !ok && l.Err == nil:
+				t.Fatalf("%q cannot be read back", l.Text)
+			case ok && (i == MaxCommands || brief(back) != strings.Replace(brief(l), fmt.Sprint(l.Number), "0", 1)):
+				t.Fatalf("%q is %q, and read back %q", l.Text, brief(l), brief(back))
+			case l.Err == nil && l.Verb == Traffic && (l.Percent < 0 || l.Percent > rollout.Full):
+				t.Fatalf("share %s", l.Percent)
+			}
+		}
+		if len(body) > 4000 {
+			return
+		}
+		if got := Parse("> " + strings.Join(raw, "\n> ")); len(got) != 0 {
+			t.Fatalf("quoted: %v", got)
+		}
+		fence := strings.Repeat("`", len(body)+3)
+		if got := Parse(fence + "\n" + body + "\n" + fence); len(got) != 0 {
+			t.Fatalf("in code: %v", got)
+		}
+	})
+}
