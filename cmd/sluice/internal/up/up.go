@@ -100,7 +100,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	later(func() { _, _ = lifeline.Close(), holder.Close() })
 
-	host, err := local.NewHost(local.HostOptions{Dir: o.State, RunnerCommand: []string{o.Exe, RunnerCommand}, Logger: o.Logger})
+	host, err := local.NewHost(local.HostOptions{Dir: o.State, RunnerCommand: []string{o.Exe, RunnerCommand}, Env: o.Env, Logger: o.Logger})
 	if err != nil {
 		return fmt.Errorf("start the host of replicas: %w", err)
 	}
