@@ -59,7 +59,7 @@ type Entry struct {
 	// Size in bytes of a file.
 	Size       int64 `json:"size,omitempty"`
 	Executable bool  `json:"executable,omitempty"`
-	// Target of a link, as the link has it.
+	// Target of a link that may ship, as the link has it.
 	Target string `json:"target,omitempty"`
 	// Rule that left it out, or that it ships in spite of.
 	Rule *Rule `json:"rule,omitempty"`
@@ -73,10 +73,10 @@ type Entry struct {
 func (e *Entry) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%-6s %s", e.Action, printable(e.Path))
-	switch e.Type {
-	case TypeDir:
+	switch {
+	case e.Type == TypeDir:
 		b.WriteByte('/')
-	case TypeLink:
+	case e.Target != "":
 		fmt.Fprintf(&b, " -> %s", printable(e.Target))
 	}
 	switch {
@@ -331,8 +331,11 @@ func (l *Listing) survey(ctx context.Context, t *tree) error {
 	return l.walkLayout(ctx, t, func(*item) error { l.Layout++; return nil })
 }
 
-// within tells whether p is place or below it.
+// within tells whether p is place or below it; everything but "" is below "".
 func within(p, place string) bool {
+	if place == "" {
+		return p != ""
+	}
 	return p == place || strings.HasPrefix(p, place) && p[len(place)] == '/'
 }
 
@@ -468,23 +471,27 @@ func (w *walker) directory(d walkDir) error {
 		}
 		d.rules = rules
 	}
-	names, err := readNames(d.root)
-	if err != nil {
-		return fmt.Errorf("list %s: %w", displayDir(d.path), err)
+	if d.path != w.only && within(w.only, d.path) {
+		next, _, _ := strings.Cut(strings.TrimPrefix(w.only[len(d.path):], "/"), "/")
+		return w.entry(d, next)
 	}
-	for i := range names.len() {
-		name := names.at(i)
-		if w.only != "" {
-			full := joinPath(d.path, name)
-			if !within(full, w.only) && !within(w.only, full) {
-				continue
+	var behind *dirName
+	for {
+		names, more, err := readNames(d.root, behind, namesAtOnce)
+		if err != nil {
+			return fmt.Errorf("list %s: %w", displayDir(d.path), err)
+		}
+		for i := range names.len() {
+			if err := w.entry(d, string(names.at(i).name)); err != nil {
+				return err
 			}
 		}
-		if err := w.entry(d, name); err != nil {
-			return err
+		if !more {
+			return nil
 		}
+		last := names.at(names.len() - 1)
+		behind = &dirName{slices.Clone(last.name), last.isDir}
 	}
-	return nil
 }
 
 // entry decides about one name in a directory.
@@ -638,7 +645,8 @@ func (w *walker) link(it *item, name string) error {
 	if neverShips(r.path) {
 		return w.refused(it, rollout.ReasonUnsafeFile, hint, "is a symbolic link to %s, which never ships", printable(target))
 	}
-	if r.info != nil && r.path != "." {
+	// A link on the way to what the manifest names needs no more than that, which ships.
+	if r.info != nil && r.path != "." && w.l.forced[it.Path] == nil {
 		rule, err := w.l.leftOut(w.t, r.path)
 		if err != nil {
 			return err
@@ -726,58 +734,113 @@ func cause(err error) error {
 	return err
 }
 
-// nameList holds a directory's names in little memory, since there may be a million.
+// namesAtOnce is how many of a directory's names are kept in memory, at most twice;
+// a directory with more is read several times.
+const namesAtOnce = 1 << 17
+
+// dirName is a name as it sorts among those of a directory: by its path's bytes, where
+// a slash follows a directory's name.
+type dirName struct {
+	name  []byte
+	isDir bool
+}
+
+func (a dirName) compare(b dirName) int { return compareNames(a.name, b.name, a.isDir, b.isDir) }
+
+// nameList holds names in little memory: each as two bytes, which hold its length and
+// whether it is a directory's, and its own bytes, in blocks.
 type nameList struct {
-	bytes []byte
-	ends  []uint32
-	// order of the names by their paths' bytes: a directory's name sorts as if a
-	// slash followed, as it does in the paths of what is in it.
-	order []uint32
-	dirs  []bool
+	blocks [][]byte
+	refs   []uint32 // the names' blocks and offsets
 }
 
-func (n *nameList) len() int { return len(n.order) }
+const (
+	nameBlock  = 1 << 16
+	nameIsDir  = 0x80
+	maxNameLen = 0x7fff
+)
 
-func (n *nameList) raw(i uint32) []byte {
-	from := uint32(0)
-	if i > 0 {
-		from = n.ends[i-1]
+func (n *nameList) add(d dirName) error {
+	last := len(n.blocks) - 1
+	if last < 0 || len(n.blocks[last])+2+len(d.name) > nameBlock {
+		if last++; last >= nameBlock || len(d.name) > maxNameLen {
+			return errors.New("too many names")
+		}
+		n.blocks = append(n.blocks, nil)
 	}
-	return n.bytes[from:n.ends[i]]
+	n.refs = append(n.refs, uint32(last)<<16|uint32(len(n.blocks[last])))
+	high := byte(len(d.name) >> 8)
+	if d.isDir {
+		high |= nameIsDir
+	}
+	n.blocks[last] = append(append(n.blocks[last], byte(len(d.name)), high), d.name...)
+	return nil
 }
 
-func (n *nameList) at(i int) string { return string(n.raw(n.order[i])) }
+func (n *nameList) len() int { return len(n.refs) }
 
-// readNames lists a directory.
-func readNames(dir *os.Root) (*nameList, error) {
-	f, err := dir.Open(".")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() //nolint:errcheck // only read
-	var n nameList
-	for {
-		batch, err := f.ReadDir(1024)
-		for _, e := range batch {
-			n.bytes = append(n.bytes, e.Name()...)
-			if len(n.bytes) > 1<<31 {
-				return nil, errors.New("too many names")
-			}
-			n.ends = append(n.ends, uint32(len(n.bytes)))
-			n.dirs = append(n.dirs, e.IsDir())
-			n.order = append(n.order, uint32(len(n.order)))
-		}
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
+func (n *nameList) at(i int) dirName { return n.get(n.refs[i]) }
+
+func (n *nameList) get(ref uint32) dirName {
+	b := n.blocks[ref>>16][ref&(nameBlock-1):]
+	length := int(b[0]) | int(b[1]&^nameIsDir)<<8
+	return dirName{b[2 : 2+length : 2+length], b[1]&nameIsDir != 0}
+}
+
+func (n *nameList) sort() {
+	slices.SortFunc(n.refs, func(a, b uint32) int { return n.get(a).compare(n.get(b)) })
+}
+
+// first is a list of the k first names.
+func (n *nameList) first(k int) (*nameList, error) {
+	n.sort()
+	out := &nameList{refs: make([]uint32, 0, 2*k)}
+	for i := range k {
+		if err := out.add(n.at(i)); err != nil {
 			return nil, err
 		}
 	}
-	slices.SortFunc(n.order, func(a, b uint32) int {
-		return compareNames(n.raw(a), n.raw(b), n.dirs[a], n.dirs[b])
-	})
-	return &n, nil
+	return out, nil
+}
+
+// readNames lists, sorted, the names in a directory that come behind one, nil for all.
+// If there are more than twice atOnce it lists only the first of them, at least atOnce.
+func readNames(dir *os.Root, behind *dirName, atOnce int) (names *nameList, more bool, err error) {
+	f, err := dir.Open(".")
+	if err != nil {
+		return nil, false, err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	n := &nameList{}
+	var upTo *dirName
+	for {
+		batch, err := f.ReadDir(1024)
+		for _, e := range batch {
+			d := dirName{[]byte(e.Name()), e.IsDir()}
+			if behind != nil && d.compare(*behind) <= 0 || upTo != nil && d.compare(*upTo) > 0 {
+				continue
+			}
+			if err := n.add(d); err != nil {
+				return nil, false, err
+			}
+			if n.len() == 2*atOnce {
+				kept, err := n.first(atOnce)
+				if err != nil {
+					return nil, false, err
+				}
+				n = kept
+				last := n.at(atOnce - 1)
+				upTo = &dirName{slices.Clone(last.name), last.isDir}
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			n.sort()
+			return n, upTo != nil, nil
+		}
+		if err != nil {
+			return nil, false, err
+		}
+	}
 }
 
 // compareNames compares names in one directory as their paths would compare.

@@ -70,6 +70,9 @@ func Git(ctx context.Context, l *Listing) (Source, error) {
 	}
 	g := gitRepo{bin: bin, dir: l.dir}
 	head, err := g.run(ctx, nil, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+	if ctx.Err() != nil {
+		return Source{}, err
+	}
 	if err != nil {
 		if !g.inside() {
 			return Source{}, nil
