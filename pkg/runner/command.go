@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"net"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // A command is the engine of a custom server or a script that the runner starts: it
@@ -66,7 +66,7 @@ func (c *command) env() []string {
 		set = append(set, "PYTHONUNBUFFERED=1") // prints must reach the log as they happen
 	}
 	if c.o.SourceDirectory != "" && c.o.Mode == ModeScript && !has("PYTHONPATH") {
-		set = append(set, "PYTHONPATH="+c.o.ProjectDir+"/"+c.o.SourceDirectory)
+		set = append(set, "PYTHONPATH="+filepath.Join(c.o.ProjectDir, c.o.SourceDirectory))
 	}
 	return c.o.childEnv(set...)
 }
@@ -89,48 +89,30 @@ func (c *command) run(ctx context.Context, g *gate) error {
 	c.o.Logger.Info("server started", "pid", proc.cmd.Process.Pid, "port", c.port)
 
 	watching, stopWatch := context.WithCancel(ctx)
-	defer stopWatch()
 	ill := make(chan error, 1)
 	go func() { ill <- c.watch(watching, g, c.o.InitTimeout) }()
-	defer func() {
-		stopWatch()
-		if ill != nil {
-			<-ill
-		}
-	}()
+	defer stopWatch()
 	select {
-	case <-ctx.Done():
+	case <-proc.done:
+		stopWatch()
+		if err := <-ill; err != nil { // both at once
+			c.o.Logger.Debug("server was not well", "err", err)
+		}
+	case err := <-ill: // the server did not come up, or ctx has ended
+		if err != nil {
+			proc.kill()
+			return &ExitError{Code: ExitInit, Err: err}
+		}
 		if !errors.Is(context.Cause(ctx), errAbrupt) {
 			proc.terminate()
 			proc.wait(stopGrace)
 		}
 		proc.kill()
 		return nil
-	case err := <-ill:
-		ill = nil
-		if err == nil { // ctx ended
-			proc.terminate()
-			proc.wait(stopGrace)
-		}
-		proc.kill()
-		if err == nil {
-			return nil
-		}
-		return &ExitError{Code: ExitInit, Err: err}
-	case <-proc.done:
 	}
-	g.mu.Lock()
-	was := g.was
-	g.mu.Unlock()
 	g.set(stateStarting)
-	if !was {
+	if !g.wasReady() {
 		return &ExitError{Code: ExitInit, Err: fmt.Errorf("wait for the server on port %d: it ended before it was ready (%s)", c.port, proc.how())}
 	}
 	return &ExitError{Code: proc.exitCode(), Err: fmt.Errorf("run server: it ended (%s)", proc.how())}
 }
-
-// parseLength reads a Content-Length.
-func parseLength(s string) (int64, error) { return strconv.ParseInt(s, 10, 64) }
-
-// settle is how long answers may still take to leave once the engine is gone.
-const settle = 2 * time.Second

@@ -24,8 +24,10 @@
 //     scoring_timeout (504).
 //   - Errors have the body {"error":{"code","message","requestId"}}.
 //
-// A slot is released after the answer has been written but for its last piece (at
-// most 64 KiB), so that whoever reads the end of an answer finds the slot free.
+// A slot is released when the answer has been written but for its last piece (1 KiB of
+// a script's answer, the last read of a custom server's), so that whoever reads the end
+// of an answer finds the slot free. A script's slot is taken as long as run() runs,
+// whether or not the client has gone.
 //
 // # The scoring script
 //

@@ -100,10 +100,10 @@ func (l *lane) send(r *http.Request, id string, headers bool, body io.Reader, ti
 		// Long or of unknown length: as much as fits, then pieces.
 		l.grow(max(pieceBytes, at+512), at)
 		n, err := readFull(body, l.buf[at:])
-		if err != nil && err != io.EOF {
+		last = errors.Is(err, io.EOF)
+		if err != nil && !last {
 			return &clientError{err}
 		}
-		last = err == io.EOF
 		at += n
 	}
 	if last {
@@ -133,7 +133,7 @@ func (l *lane) sendPieces(body io.Reader, timeout time.Duration) error {
 		n, err := readFull(body, l.buf[pieceHead:pieceBytes])
 		var failed error
 		flags := 0
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			flags = flagLast
 		} else if err != nil {
 			failed = &clientError{err}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -298,7 +299,7 @@ type bodyIn struct {
 
 func (b *bodyIn) Read(p []byte) (int, error) {
 	n, err := b.patient.Read(p)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		_ = b.rc.SetReadDeadline(time.Time{})
 		b.of.t.start()
 	} else if err != nil {
@@ -323,15 +324,16 @@ type releasing struct {
 func (w *releasing) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *releasing) WriteHeader(status int) {
-	if status >= 200 && !w.head {
+	if status >= 200 {
+		w.s.g.closeIfDraining(w.Header())
 		if v := w.Header()["Content-Length"]; len(v) == 1 {
-			if n, err := parseLength(v[0]); err == nil {
+			if n, err := strconv.ParseInt(v[0], 10, 64); err == nil {
 				w.left = n
 			}
 		}
-	}
-	if status >= 200 {
-		w.s.g.closeIfDraining(w.Header())
+		if w.left == 0 || w.head || status == http.StatusNoContent || status == http.StatusNotModified {
+			w.s.release() // the head is all there is
+		}
 	}
 	w.ResponseWriter.WriteHeader(status)
 }

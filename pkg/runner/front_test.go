@@ -370,7 +370,7 @@ func TestFrontSlotIsFreeAtTheEndOfTheAnswer(t *testing.T) {
 		}
 		_, _ = w.Write(make([]byte, n))
 	})
-	for _, path := range []string{"/a?n=0", "/a?n=10", "/a?n=3000", "/a?n=300000", "/a?n=10&chunked=1", "/a?n=3000&chunked=1", "/a?n=300000&chunked=1"} {
+	for _, path := range []string{"/a?n=0", "/a?n=0&chunked=1", "/a?n=10", "/a?n=3000", "/a?n=300000", "/a?n=10&chunked=1", "/a?n=3000&chunked=1", "/a?n=300000&chunked=1"} {
 		request := "GET " + path + " HTTP/1.1\nHost: x\n\n"
 		a, b := r.wire(request), r.wire("")
 		for i := range 30 {
@@ -396,7 +396,7 @@ func TestFrontHealth(t *testing.T) {
 			busy <- true
 			<-free
 		case ill.Load():
-			w.WriteHeader(500)
+			w.WriteHeader(http.StatusInternalServerError)
 		case deaf.Load():
 			<-r.Context().Done()
 		}

@@ -103,9 +103,8 @@ func (g *gate) closeIfDraining(h http.Header) {
 	}
 }
 
-// drain refuses all that is new from now on. It reports whether the replica had ever
-// been ready.
-func (g *gate) drain() (was bool) {
+// drain refuses all that is new from now on.
+func (g *gate) drain() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.draining {
@@ -114,6 +113,12 @@ func (g *gate) drain() (was bool) {
 			close(g.idle)
 		}
 	}
+}
+
+// wasReady says whether the replica has ever been ready.
+func (g *gate) wasReady() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	return g.was
 }
 

@@ -27,9 +27,9 @@ const (
 	ModeScript Mode = "script"
 )
 
-// Exit codes of a runner beside the usual 0, 1 and 2 (usage). ExitInit is Azure ML's
-// for every failure before the first request: script missing, import error, no init()
-// or run(), exception in init(), a server that never became ready.
+// ExitInit is the exit code, as in Azure ML, for every failure to come up: script
+// missing, import error, no init() or run(), exception in init(), a server that never
+// became ready.
 const ExitInit = 3
 
 // Defaults and bounds of [Options].

@@ -317,7 +317,7 @@ func TestWorkerWatchesTheGate(t *testing.T) {
 	if a, err := l.receive(); err != nil || a.kind != kindReady || a.status != 1 {
 		t.Fatalf("%+v, %v", a, err)
 	}
-	r, err := http.NewRequest("POST", "/score", strings.NewReader(`{"do":"children"}`))
+	r, err := http.NewRequest(http.MethodPost, "/score", strings.NewReader(`{"do":"children"}`))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -101,8 +101,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 
 	// Drain: refuse what is new, finish what is in flight, then close.
+	g.drain()
 	linger := o.DrainLinger
-	if !g.drain() {
+	if !g.wasReady() {
 		linger = 0 // no router has ever seen it ready
 	}
 	o.Logger.Info("draining", "timeout", o.DrainTimeout.String())
@@ -134,6 +135,10 @@ func Run(ctx context.Context, o Options) error {
 	o.Logger.Info("drained")
 	return nil
 }
+
+// settle is how long answers and output may still take to leave once what made them is
+// gone.
+const settle = 2 * time.Second
 
 // childOutput is the file that children write to, which ends up in w, and a function
 // that waits, for a moment, until all of it has.

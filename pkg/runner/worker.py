@@ -7,7 +7,7 @@ that owns the slot calls run() and writes a frame back. Frames are fixed binary
 headers (below; frame.go has the other side) and bytes; there is no locking, since a
 slot belongs to one thread here and to one request there.
 
-Standard library only, Python 3.7 and newer.
+Standard library only, Python 3.6 and newer.
 """
 import io
 import json
@@ -151,6 +151,7 @@ def _plain(value):
 
 
 ENCODE = json.JSONEncoder(default=_plain).encode
+CLOCK = getattr(time, "perf_counter_ns", None) or (lambda: int(time.perf_counter() * 1e9))  # 3.6 has no _ns
 PLAIN = frozenset((dict, list, tuple, str, int, float, bool))
 
 
@@ -258,7 +259,7 @@ def _serve(fd, call, wants_headers):
     """Answers the requests of one slot until the gate closes its socket."""
     buf = bytearray(65536)
     bufs, view, head = [buf], memoryview(buf), REQUEST.size
-    readv, unpack, pack, clock, state = os.readv, REQUEST.unpack_from, RESPONSE.pack, time.perf_counter_ns, STATE
+    readv, unpack, pack, clock, state = os.readv, REQUEST.unpack_from, RESPONSE.pack, CLOCK, STATE
     while True:
         got = readv(fd, bufs)
         while got < head:

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -91,6 +92,24 @@ func TestScriptContract(t *testing.T) {
 			if got[name] != want {
 				t.Errorf("%s is %q, want %q in %v", name, got[name], want, got)
 			}
+		}
+	})
+
+	t.Run("many headers", func(t *testing.T) {
+		long := strings.Repeat("x", 3000)
+		req := r.request("POST", "/score", strings.NewReader(`{"do":"headers"}`))
+		for i := range 20 {
+			req.Header.Set(fmt.Sprintf("X-Long-%d", i), long)
+		}
+		var got map[string]string
+		r.do(req).into(t, &got)
+		for i := range 20 {
+			if got[fmt.Sprintf("X-Long-%d", i)] != long {
+				t.Errorf("header %d is %q", i, got[fmt.Sprintf("X-Long-%d", i)])
+			}
+		}
+		if a := r.score("{}", "X-Too-Long", strings.Repeat("x", 100_000)); a.status != 431 {
+			t.Errorf("got %+v", a)
 		}
 	})
 
@@ -715,6 +734,35 @@ func TestLifeline(t *testing.T) {
 	if running(pid) {
 		t.Error("the worker is still there")
 	}
+}
+
+// Not parallel: it counts what the whole process has.
+func TestLeavesNothingInTheProcess(t *testing.T) {
+	descriptors := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			return 0
+		}
+		return len(entries)
+	}
+	cycle := func() {
+		ours, theirs := io.Pipe()
+		r := launch(t, Options{MaxConcurrentRequests: 3, Lifeline: ours}).ready()
+		for range 3 {
+			r.ask("die", nil)
+			r.ready()
+		}
+		r.stop()
+		_ = theirs.Close()
+		r = launch(t, Options{Command: []string{"python3", "server.py"}, Server: Server{HealthPath: "/ok"}}).ready()
+		r.score("{}")
+		r.stop()
+	}
+	cycle() // what is there once and for all: the poller, the log's buffers
+	goroutines, files := runtime.NumGoroutine(), descriptors()
+	cycle()
+	eventually(t, "goroutines ended", func() bool { return runtime.NumGoroutine() <= goroutines })
+	eventually(t, "files closed", func() bool { return descriptors() <= files })
 }
 
 func TestOptionsRefused(t *testing.T) {
