@@ -98,6 +98,13 @@ func (s *Service) apply(ctx context.Context, j job, t task) (outcome, error) {
 			return true, err
 		case err != nil:
 			o = refused(err, aim.endpoint)
+			for i, e := range o.errs {
+				if e.Reason == rollout.ReasonNotEnoughReady { // the way out is the command line's
+					told := *e
+					told.Hint = fmt.Sprintf("write it again when more replicas are ready, or use `sluice %s` on the command line with `--wait` or `--force`", t.line.Verb)
+					o.errs[i] = &told
+				}
+			}
 		case !out.Changed:
 			o = done(rollout.ReasonNoChange, inComment(out.Message), stored)
 		default:

@@ -37,7 +37,7 @@ func done(reason rollout.Reason, message string, endpoints ...*rollout.Endpoint)
 func refused(err error, endpoints ...*rollout.Endpoint) outcome {
 	errs := rollout.AsErrors(err)
 	if len(errs) == 0 {
-		errs = []*rollout.Error{refuse(rollout.ReasonInternal, "", "try again, and look at the log of the webhook service", "something failed inside Sluice, and nothing was changed")}
+		errs = []*rollout.Error{refuse(rollout.ReasonInternal, "", "see `/status` for what is so now, and the log of the webhook service for why; then try again", "something failed inside Sluice before the command was seen through")}
 	}
 	return outcome{state: cluster.EntryRefused, reason: errs[0].Reason, errs: errs, endpoints: endpoints}
 }
@@ -147,7 +147,11 @@ func endpointTable(e *rollout.Endpoint, c Comment) string {
 		note("**Held** by", h.Actor+because(h.Reason))
 	}
 	if r := e.Status.Rollout; r != nil && r.Treatment != "" && e.Spec.Version(r.Treatment) != nil && r.Reason != "" {
-		note("**Strategy** on "+code(r.Treatment)+":", strings.TrimSuffix(string(r.Reason)+because(r.Message), "."))
+		what := "**Strategy** on " + code(r.Treatment) + ": " + code(string(r.Reason))
+		if r.Message == "" {
+			fmt.Fprintf(&b, "\n%s.\n", what)
+		}
+		note(what+":", r.Message)
 	}
 	return b.String()
 }

@@ -162,6 +162,7 @@ func (c *Client) For(installation int64) (*github.Client, error) {
 		return nil, fmt.Errorf("make transport of installation %d: %w", installation, err)
 	}
 	tr.BaseURL = strings.TrimSuffix(c.base.String(), "/")
+	tr.InstallationTokenOptions = &github.InstallationTokenOptions{} // without, it sends null where GitHub documents an object
 	gh := c.client(tr)
 	c.byInst[installation] = gh
 	return gh, nil

@@ -37,6 +37,7 @@ func repositoryObject(base string, id int64, owner, name string, ownerID int64) 
 		"archived": false, "disabled": false, "mirror_url": nil, "license": nil, "pushed_at": past, "created_at": past, "updated_at": past,
 		"has_downloads": true, "has_issues": true, "has_projects": true, "has_wiki": true, "has_pages": false, "has_discussions": false,
 		"topics": []string{}, "visibility": "public", "size": 1, "allow_forking": true, "is_template": false, "web_commit_signoff_required": false,
+		"custom_properties": map[string]any{},
 	}
 	for _, n := range []string{"forks", "forks_count", "open_issues", "open_issues_count", "stargazers_count", "watchers", "watchers_count"} {
 		out[n] = 0

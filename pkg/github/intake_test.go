@@ -1,0 +1,409 @@
+package github_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/sluice-dev/sluice/pkg/chatops"
+	"github.com/sluice-dev/sluice/pkg/github"
+	"github.com/sluice-dev/sluice/pkg/github/githubtest"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+const secret = "a secret for tests"
+
+// commands records what it is handed.
+type commands struct {
+	mu      sync.Mutex
+	got     []chatops.Comment
+	receipt chatops.Receipt
+	err     error
+	block   chan struct{}
+}
+
+func (c *commands) Accept(ctx context.Context, comment chatops.Comment) (chatops.Receipt, error) {
+	c.mu.Lock()
+	c.got = append(c.got, comment)
+	c.mu.Unlock()
+	if c.block != nil {
+		select {
+		case <-c.block:
+		case <-ctx.Done():
+			return chatops.Receipt{}, ctx.Err()
+		}
+	}
+	return c.receipt, c.err
+}
+
+func intake(t testing.TB, c *commands, secrets ...string) (http.Handler, *bytes.Buffer) {
+	t.Helper()
+	var all [][]byte
+	for _, s := range append(secrets, secret) {
+		all = append(all, []byte(s))
+	}
+	var log bytes.Buffer
+	in, err := github.NewIntake(all, c, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return in, &log
+}
+
+func post(h http.Handler, r *http.Request) *httptest.ResponseRecorder {
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, r)
+	return rec
+}
+
+func delivery(event string, body []byte, edit ...func(*http.Request)) *http.Request {
+	r := githubtest.Delivery("http://sluice.example/webhooks/github", secret, event, "11111111-2222-3333-4444-555555555555", body)
+	for _, f := range edit {
+		f(r)
+	}
+	return r
+}
+
+func header(name, value string) func(*http.Request) {
+	return func(r *http.Request) { r.Header.Set(name, value) }
+}
+
+func without(name string) func(*http.Request) { return func(r *http.Request) { r.Header.Del(name) } }
+
+func comment() chatops.Comment {
+	return chatops.Comment{
+		ID: 492700400, PullRequest: 41, Author: "alice", AuthorID: 77, Body: "/promote", CreatedAt: time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC),
+		Repository: chatops.Repository{ID: 186853002, Owner: "acme", Name: "fraud-model", Installation: 12},
+	}
+}
+
+func TestIntakeChecksDeliveries(t *testing.T) {
+	body := githubtest.CommentEvent(comment())
+	for _, tc := range []struct {
+		name string
+		r    *http.Request
+		want int
+	}{
+		{"a comment", delivery("issue_comment", body), 202},
+		{"a content type with a charset", delivery("issue_comment", body, header("Content-Type", "application/json; charset=utf-8")), 202},
+		{"rotated secret", delivery("issue_comment", body, header(github.SignatureHeader, github.Sign([]byte("old"), body))), 202},
+		{"ping", delivery("ping", []byte(`{"zen":"x","hook_id":1}`)), 200},
+		{"an event of another kind", delivery("star", []byte(`{}`)), 202},
+		{"an unknown event", delivery("made_up", []byte(`[1]`)), 202},
+		{"unsigned", delivery("issue_comment", body, without(github.SignatureHeader)), 401},
+		{"an unsigned ping", delivery("ping", []byte(`{}`), without(github.SignatureHeader)), 401},
+		{"signed wrongly", delivery("issue_comment", body, header(github.SignatureHeader, github.Sign([]byte("guess"), body))), 401},
+		{"signed with nothing", delivery("issue_comment", body, header(github.SignatureHeader, github.Sign(nil, body))), 401},
+		{"SHA-1 only", delivery("issue_comment", body, without(github.SignatureHeader), header("X-Hub-Signature", sha1Signature(secret, string(body)))), 401},
+		{"SHA-1 in the place of SHA-256", delivery("issue_comment", body, header(github.SignatureHeader, sha1Signature(secret, string(body)))), 401},
+		{"two signatures", delivery("issue_comment", body, func(r *http.Request) { r.Header.Add(github.SignatureHeader, "sha256=00") }), 401},
+		{"a body that was changed", delivery("issue_comment", body, func(r *http.Request) {
+			r.Body = io.NopCloser(bytes.NewReader(bytes.Replace(body, []byte("/promote"), []byte("/traffic"), 1)))
+		}), 401},
+		{"a form", delivery("issue_comment", body, header("Content-Type", "application/x-www-form-urlencoded")), 415},
+		{"no content type", delivery("issue_comment", body, without("Content-Type")), 415},
+		{"no event", delivery("", body), 400},
+		{"no body", delivery("issue_comment", nil), 400},
+		{"no JSON", delivery("issue_comment", []byte("{")), 400},
+		{"JSON of another shape", delivery("issue_comment", []byte(`{"action":7}`)), 400},
+		{"GET", func() *http.Request { r := delivery("ping", []byte("{}")); r.Method = http.MethodGet; return r }(), 405},
+		{"too large, as it says itself", delivery("issue_comment", []byte("{}"), func(r *http.Request) { r.ContentLength = github.MaxBody + 1 }), 413},
+		{"too large, which it does not say", delivery("issue_comment", []byte("{}"), func(r *http.Request) {
+			r.ContentLength, r.Body = -1, io.NopCloser(io.LimitReader(spaces{}, github.MaxBody+1))
+		}), 413},
+		{"a body that breaks off", delivery("issue_comment", []byte("{}"), func(r *http.Request) {
+			r.Body = io.NopCloser(io.MultiReader(strings.NewReader("{"), broken{}))
+		}), 400},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := &commands{receipt: chatops.Receipt{Commands: 1}}
+			h, log := intake(t, c, "old")
+			rec := post(h, tc.r)
+			if rec.Code != tc.want {
+				t.Errorf("answered %d %s, want %d", rec.Code, rec.Body, tc.want)
+			}
+			var a struct{ Status, ReasonCode, Message string }
+			if err := json.Unmarshal(rec.Body.Bytes(), &a); err != nil || a.Status == "" || rec.Code >= 400 && (a.ReasonCode == "" || a.Message == "") {
+				t.Errorf("answer %s (%v) lacks status, reason or message", rec.Body, err)
+			}
+			if rec.Code >= 400 && len(c.got) > 0 {
+				t.Error("refused, and passed on all the same")
+			}
+			if strings.Contains(log.String(), secret) || strings.Contains(rec.Body.String(), secret) {
+				t.Error("the secret shows")
+			}
+		})
+	}
+}
+
+type spaces struct{}
+
+func (spaces) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = ' '
+	}
+	return len(p), nil
+}
+
+type broken struct{}
+
+func (broken) Read([]byte) (int, error) { return 0, errors.New("connection reset") }
+
+func TestIntakeWithoutSecret(t *testing.T) {
+	for _, secrets := range [][][]byte{nil, {}, {nil}, {[]byte("")}} {
+		_, err := github.NewIntake(secrets, &commands{}, nil)
+		var e *rollout.Error
+		if !errors.As(err, &e) || e.Hint == "" || !strings.Contains(e.Message, "secret") {
+			t.Errorf("%q: %v, want a refusal with a way out", secrets, err)
+		}
+	}
+}
+
+func TestIntakePassesComments(t *testing.T) {
+	c := &commands{receipt: chatops.Receipt{Commands: 1}}
+	h, _ := intake(t, c)
+	want := comment()
+	if rec := post(h, delivery("issue_comment", githubtest.CommentEvent(want))); rec.Code != 202 {
+		t.Fatalf("answered %d %s", rec.Code, rec.Body)
+	}
+	if diff := cmp.Diff([]chatops.Comment{want}, c.got); diff != "" {
+		t.Errorf("passed on (-want +got):\n%s", diff)
+	}
+}
+
+func TestIntakeIgnores(t *testing.T) {
+	at := func(path string, value any) func(map[string]any) {
+		return func(e map[string]any) {
+			keys := strings.Split(path, ".")
+			for _, k := range keys[:len(keys)-1] {
+				e = e[k].(map[string]any)
+			}
+			if value == nil {
+				delete(e, keys[len(keys)-1])
+			} else {
+				e[keys[len(keys)-1]] = value
+			}
+		}
+	}
+	bot := map[string]any{"login": "dependabot[bot]", "id": 5, "type": "Bot"}
+	someone := map[string]any{"login": "mallory", "id": 6, "type": "User"}
+	for name, edits := range map[string][]func(map[string]any){
+		"edited":                     {at("action", "edited")},
+		"deleted":                    {at("action", "deleted")},
+		"on an issue":                {at("issue.pull_request", nil)},
+		"on a closed pull request":   {at("issue.state", "closed")},
+		"from a bot":                 {at("comment.user", bot), at("sender", bot)},
+		"from a user called a bot":   {at("comment.user", map[string]any{"login": "x[bot]", "id": 5, "type": "User"}), at("sender", map[string]any{"login": "x[bot]", "id": 5, "type": "User"})},
+		"sent by a bot":              {at("sender", bot)},
+		"sent by someone else":       {at("sender", someone)},
+		"of an account without name": {at("comment.user", map[string]any{"id": 77, "type": "User"}), at("sender", map[string]any{"id": 77, "type": "User"})},
+		"with a path for a login":    {at("comment.user", map[string]any{"login": "../../x", "id": 77, "type": "User"}), at("sender", map[string]any{"login": "../../x", "id": 77, "type": "User"})},
+		"with a path for a name":     {at("repository.name", "a/b")},
+		"with a path for an owner":   {at("repository.owner.login", "a/../b")},
+		"without a repository":       {at("repository", nil)},
+		"without a comment":          {at("comment", nil)},
+		"without an issue":           {at("issue", nil)},
+		"without a sender":           {at("sender", nil)},
+		"without an author":          {at("comment.user", nil)},
+		"without a comment's id":     {at("comment.id", nil)},
+		"without a repository's id":  {at("repository.id", nil)},
+		"without a time":             {at("comment.created_at", nil)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := &commands{}
+			h, _ := intake(t, c)
+			rec := post(h, delivery("issue_comment", githubtest.CommentEvent(comment(), edits...)))
+			if rec.Code != 202 || !strings.Contains(rec.Body.String(), `"ignored"`) || len(c.got) != 0 {
+				t.Errorf("answered %d %s, passed on %v", rec.Code, rec.Body, c.got)
+			}
+		})
+	}
+}
+
+func TestIntakeAnswers(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		receipt chatops.Receipt
+		err     error
+		code    int
+		status  string
+	}{
+		{"no command", chatops.Receipt{}, nil, 202, "ignored"},
+		{"recorded", chatops.Receipt{Commands: 2, Duplicates: 1}, nil, 202, "recorded"},
+		{"known", chatops.Receipt{Duplicates: 2}, nil, 200, "known"},
+		{"too old", chatops.Receipt{Refused: rollout.ReasonTooOld}, nil, 202, "ignored"},
+		{"busy", chatops.Receipt{}, chatops.ErrBusy, 503, "refused"},
+		{"journal broken", chatops.Receipt{Commands: 1}, errors.New("disk full at /var/lib"), 500, "refused"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h, _ := intake(t, &commands{receipt: tc.receipt, err: tc.err})
+			rec := post(h, delivery("issue_comment", githubtest.CommentEvent(comment())))
+			if rec.Code != tc.code || !strings.Contains(rec.Body.String(), `"status":"`+tc.status+`"`) || strings.Contains(rec.Body.String(), "/var") {
+				t.Errorf("answered %d %s, want %d %s", rec.Code, rec.Body, tc.code, tc.status)
+			}
+			if (rec.Code == 503) != (rec.Header().Get("Retry-After") != "") {
+				t.Errorf("Retry-After %q with %d", rec.Header().Get("Retry-After"), rec.Code)
+			}
+		})
+	}
+}
+
+// TestIntakeBoundsMemory: bodies being read take room, until no more is given.
+func TestIntakeBoundsMemory(t *testing.T) {
+	h, _ := intake(t, &commands{})
+	var wg sync.WaitGroup
+	begun := make(chan struct{}, 16)
+	release := make(chan struct{})
+	for range 5 { // 5 × 25 MB of 128 MB
+		wg.Go(func() {
+			r := delivery("star", []byte("{}"))
+			r.ContentLength, r.Body = github.MaxBody, io.NopCloser(waiting{begun, release})
+			if rec := post(h, r); rec.Code != 400 {
+				t.Errorf("a body that breaks off: %d", rec.Code)
+			}
+		})
+	}
+	for range 5 {
+		<-begun
+	}
+	r := delivery("star", []byte("{}"))
+	r.ContentLength = github.MaxBody
+	if rec := post(h, r); rec.Code != 503 {
+		t.Errorf("the sixth large body: %d, want 503", rec.Code)
+	}
+	if rec := post(h, delivery("star", []byte("{}"))); rec.Code != 202 {
+		t.Errorf("a small one: %d, want 202", rec.Code)
+	}
+	close(release)
+	wg.Wait()
+	if rec := post(h, r.Clone(t.Context())); rec.Code == 503 {
+		t.Error("the room was not given back")
+	}
+}
+
+type waiting struct {
+	begun   chan<- struct{}
+	release <-chan struct{}
+}
+
+func (w waiting) Read([]byte) (int, error) {
+	w.begun <- struct{}{}
+	<-w.release
+	return 0, io.ErrUnexpectedEOF
+}
+
+// TestExamples sends every example that GitHub's octokit publishes, signed.
+func TestExamples(t *testing.T) {
+	var examples map[string][]json.RawMessage
+	githubtest.Schema(t, "examples.json", &examples)
+	n := 0
+	for event, bodies := range examples {
+		for i, body := range bodies {
+			n++
+			c := &commands{}
+			h, _ := intake(t, c)
+			rec := post(h, delivery(event, body))
+			if rec.Code/100 != 2 {
+				t.Errorf("%s %d: answered %d %s", event, i, rec.Code, rec.Body)
+			}
+			if len(c.got) > 0 { // all nine issue_comment examples are on issues
+				t.Errorf("%s %d: acted on %+v", event, i, c.got)
+			}
+		}
+	}
+	if n != 329 {
+		t.Errorf("%d examples, want the 329 that are published", n)
+	}
+
+	// The same comments, as if on a pull request.
+	acted := 0
+	for i, body := range examples["issue_comment"] {
+		var e map[string]any
+		if err := json.Unmarshal(body, &e); err != nil {
+			t.Fatal(err)
+		}
+		e["issue"].(map[string]any)["pull_request"] = map[string]any{"url": "https://api.github.com/repos/x/y/pulls/1"}
+		e["comment"].(map[string]any)["body"] = "/status"
+		b, err := json.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &commands{receipt: chatops.Receipt{Commands: 1}}
+		h, _ := intake(t, c)
+		rec := post(h, delivery("issue_comment", b))
+		if rec.Code != 202 {
+			t.Errorf("issue_comment %d on a pull request: %d %s", i, rec.Code, rec.Body)
+		}
+		if want := e["action"] == "created"; (len(c.got) == 1) != want {
+			t.Errorf("issue_comment %d, %v: acted on %v", i, e["action"], c.got)
+		}
+		acted += len(c.got)
+	}
+	if acted != 5 {
+		t.Errorf("acted on %d comments, want the 5 that were created", acted)
+	}
+}
+
+// TestEventsAreGitHubs holds the deliveries that tests make against GitHub's schema.
+func TestEventsAreGitHubs(t *testing.T) {
+	var schema any
+	githubtest.Schema(t, "webhooks.schema.json", &schema)
+	compiler := jsonschema.NewCompiler()
+	if err := compiler.AddResource("webhooks.json", schema); err != nil {
+		t.Fatal(err)
+	}
+	compiled, err := compiler.Compile("webhooks.json#/definitions/issue_comment$created")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var event any
+	if err := json.Unmarshal(githubtest.CommentEvent(comment()), &event); err != nil {
+		t.Fatal(err)
+	}
+	if err := compiled.Validate(event); err != nil {
+		t.Errorf("GitHub would not send this event: %v", err)
+	}
+}
+
+func FuzzIntake(f *testing.F) {
+	f.Add("issue_comment", githubtest.CommentEvent(comment()))
+	f.Add("ping", []byte(`{}`))
+	if os.Getenv(githubtest.SchemasVariable) != "" {
+		var examples map[string][]json.RawMessage
+		githubtest.Schema(f, "examples.json", &examples)
+		for event, bodies := range examples {
+			if strings.HasPrefix(event, "issue") {
+				f.Add(event, []byte(bodies[0]))
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, event string, body []byte) {
+		c := &commands{receipt: chatops.Receipt{Commands: 1}}
+		h, _ := intake(t, c)
+		rec := post(h, delivery(event, body))
+		if rec.Code >= 500 {
+			t.Fatalf("answered %d", rec.Code)
+		}
+		for _, got := range c.got {
+			if got.ID <= 0 || got.Repository.ID <= 0 || got.PullRequest <= 0 || got.AuthorID <= 0 || strings.ContainsAny(got.Author+got.Repository.Owner+got.Repository.Name, "/?#%") {
+				t.Fatalf("passed on %+v", got)
+			}
+		}
+		if len(c.got) > 0 && event != "issue_comment" {
+			t.Fatalf("acted on a %s", event)
+		}
+	})
+}
