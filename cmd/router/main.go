@@ -1,4 +1,4 @@
-// Command router is the request router and the autoscaler.
+// Command router is the request router and the autoscaler. See package router.
 package main
 
 import (
@@ -11,8 +11,7 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := routercmd.Main(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
-	stop()
-	os.Exit(code)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	context.AfterFunc(ctx, stop) // a second signal ends it at once
+	os.Exit(routercmd.Main(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
 }

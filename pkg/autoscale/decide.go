@@ -13,6 +13,12 @@ const DownAfter = time.Minute
 // shortService, in seconds, is a quarter of a tick.
 const shortService = 0.25
 
+// tolerance is how far demand and replicas may be apart before anything is done, as in
+// Kubernetes' HorizontalPodAutoscaler: measured means tremble, and one tick's tremor is
+// no reason for a replica more, nor the mean of forty busy clients, a little under
+// forty, for one less.
+const tolerance = 0.1
+
 // Load is what a version's traffic asks for over one tick, summed over all routers.
 type Load struct {
 	// InFlight and Queued are means over the tick, QueuedNow is the queue at its end.
@@ -82,8 +88,9 @@ type Input struct {
 	Fixed, Min, Max int
 	// Floor holds the count up, such as a standby's size; 0 for none.
 	Floor int
-	// Need by the demand, own or planned.
-	Need int
+	// Need by the demand, own or planned, and Least, the need by a demand that is lower by
+	// the tolerance.
+	Need, Least int
 	// Complete says that every router reported: without it nothing is taken away.
 	Complete bool
 }
@@ -105,9 +112,16 @@ func (m *Memory) Decide(in Input) int {
 		m.marks = m.marks[:0]
 		return in.Fixed
 	}
-	want := max(in.Need, in.Min, in.Floor)
+	need := in.Need
+	if need > in.Have && in.Least <= in.Have {
+		need = in.Have // within the tolerance: as good as enough
+	}
+	want := max(need, in.Min, in.Floor)
 	want = min(want, max(in.Max, in.Floor))
 	seen := want
+	if want < in.Have && float64(want) > (1-tolerance)*float64(in.Have) {
+		seen = in.Have
+	}
 	if !in.Complete || len(m.marks) == 0 {
 		// What a missing report would have said is unknown, and so is what came
 		// before the first look: nothing is taken away for a minute.

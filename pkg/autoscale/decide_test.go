@@ -50,7 +50,7 @@ func TestDownOnlyAfterAMinuteOfLowerNeed(t *testing.T) {
 	have := 1
 	look := func(need int, complete bool) int {
 		now = now.Add(time.Second)
-		have = m.Decide(Input{Now: now, Have: have, Fixed: -1, Min: 1, Max: 100, Need: need, Complete: complete})
+		have = m.Decide(Input{Now: now, Have: have, Fixed: -1, Min: 1, Max: 100, Need: need, Least: need, Complete: complete})
 		return have
 	}
 	if got := look(10, true); got != 10 {
@@ -92,12 +92,36 @@ func TestDownOnlyAfterAMinuteOfLowerNeed(t *testing.T) {
 	}
 }
 
+func TestTolerance(t *testing.T) {
+	now := time.Unix(0, 0)
+	decide := func(have int, demand float64) int {
+		var m Memory
+		var got int
+		for range 70 { // over a minute of it
+			now = now.Add(time.Second)
+			got = m.Decide(Input{Now: now, Have: have, Fixed: -1, Min: 1, Max: 100, Need: Need(demand, 1, 0.7), Least: Need(demand/(1+tolerance), 1, 0.7), Complete: true})
+		}
+		return got
+	}
+	for _, tc := range []struct {
+		have   int
+		demand float64
+		want   int
+	}{
+		{7, 5.1, 7}, {7, 5.4, 8}, {58, 39.5, 58}, {58, 35, 50}, {1, 0.75, 1}, {1, 0.8, 2}, {2, 0.5, 1}, {10, 6.3, 9},
+	} {
+		if got := decide(tc.have, tc.demand); got != tc.want {
+			t.Errorf("%d replicas with a demand of %v: %d, want %d", tc.have, tc.demand, got, tc.want)
+		}
+	}
+}
+
 func TestBounds(t *testing.T) {
 	in := Input{Now: time.Unix(0, 0), Have: 2, Fixed: -1, Min: 2, Max: 5, Complete: true}
 	for _, tc := range []struct{ need, floor, fixed, want int }{
 		{0, 0, -1, 2}, {4, 0, -1, 4}, {50, 0, -1, 5}, {0, 7, -1, 7}, {50, 0, 3, 3}, {9, 9, 0, 0},
 	} {
-		in.Need, in.Floor, in.Fixed = tc.need, tc.floor, tc.fixed
+		in.Need, in.Least, in.Floor, in.Fixed = tc.need, tc.need, tc.floor, tc.fixed
 		if got := new(Memory).Decide(in); got != tc.want {
 			t.Errorf("need %d, floor %d, fixed %d: %d, want %d", tc.need, tc.floor, tc.fixed, got, tc.want)
 		}
@@ -168,7 +192,7 @@ func (m *model) run(t *testing.T, until int, arrivals func(now, present int) int
 				load.ServiceSeconds = float64(m.service) / 1000
 			}
 			m.inFlightMs, m.queuedMs, m.refused, m.came = 0, 0, 0, 0
-			want := mem.Decide(Input{Now: time.Unix(0, 0).Add(time.Duration(now) * time.Millisecond), Have: desired, Fixed: -1, Min: 1, Max: 1000, Need: Need(load.Demand(), 1, 0.7), Complete: true})
+			want := mem.Decide(Input{Now: time.Unix(0, 0).Add(time.Duration(now) * time.Millisecond), Have: desired, Fixed: -1, Min: 1, Max: 1000, Need: Need(load.Demand(), 1, 0.7), Least: Need(load.Demand()/(1+tolerance), 1, 0.7), Complete: true})
 			for ; desired < want; desired++ {
 				m.starting = append(m.starting, now+m.startUp)
 				if m.firstAsk == 0 {

@@ -143,7 +143,9 @@ func (l *loop) decide(now time.Time, e *rollout.Endpoint, v *rollout.Version, ke
 	s := v.Scale()
 	// Half a tick of slack, or ticker jitter would make every second look be skipped.
 	l.periods[key] = now.Add(s.Refresh - Tick/2)
-	in := Input{Now: now, Have: have, Fixed: s.Fixed, Min: s.Min, Max: s.Max, Need: Need(demand, v.Slots(), s.Target), Complete: complete}
+	in := Input{Now: now, Have: have, Fixed: s.Fixed, Min: s.Min, Max: s.Max, Complete: complete,
+		Need: Need(demand, v.Slots(), s.Target), Least: Need(demand/(1+tolerance), v.Slots(), s.Target),
+	}
 	if v.Type == rollout.Standby {
 		in.Floor = v.StandbyReplicas
 	}

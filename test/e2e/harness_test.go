@@ -96,7 +96,7 @@ func start(t *testing.T, env ...string) *system {
 		close(s.ended)
 	}()
 	t.Cleanup(func() {
-		if t.Failed() {
+		if t.Failed() || os.Getenv("SLUICE_E2E_LOG") != "" {
 			out := s.log.String()
 			t.Logf("sluice up wrote:\n%s", out[max(0, len(out)-20000):])
 		}

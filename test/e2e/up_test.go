@@ -180,9 +180,9 @@ func TestChangesWithoutFailures(t *testing.T) {
 	for i := 1; time.Since(began).Seconds() < seconds || changes < 30; i++ {
 		v := fmt.Sprintf("v%d", i)
 		do("deploy", "--version", v, project(t, "echo", v, settings, ""))
-		do("traffic", "echo", v, fmt.Sprint(5+i%40))
+		do("traffic", "echo", v, fmt.Sprint(5+i%40), "--wait")
 		do("update", "echo", v, "--min-replicas", fmt.Sprint(1+i%3))
-		do("traffic", "echo", v, "30")
+		do("traffic", "echo", v, "30", "--wait")
 		do("update", "echo", v, "--slots", fmt.Sprint(1+i%2)) // replaces its replicas
 		if i%3 == 0 {
 			do("rollback", "echo", v)
@@ -304,7 +304,7 @@ func TestScaleUpAndDown(t *testing.T) {
 
 // TestColdReplica: 200 requests/s of a 20 ms model whose first replica is still starting.
 func TestColdReplica(t *testing.T) {
-	t.Parallel()
+	// Not beside other tests: processes that compete for two cores change the service time.
 	s := start(t)
 	dir := project(t, "cold", "v", "version: {autoscale: {minReplicas: 1, maxReplicas: 100}}\n", "time.sleep(0.02)")
 	slow := strings.Replace(read(t, dir+"/score.py"), "def init():\n    pass", "def init():\n    time.sleep(3)", 1)
