@@ -5,7 +5,9 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/sluice-dev/sluice/pkg/access"
@@ -58,6 +60,10 @@ func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.head.id = requestID(r.Header)
 	abort := true // in a panic, too
 	defer func() {
+		if p := recover(); p != nil {
+			rt.log.Error("panic in the data path", "panic", p, "requestId", x.head.id, "stack", string(debug.Stack()))
+			x.measured = telemetry.Request{Code: http.StatusInternalServerError, Reason: rollout.ReasonInternal, Cut: true}
+		}
 		x.end()
 		if abort {
 			panic(http.ErrAbortHandler)
@@ -245,14 +251,26 @@ func (x *exchange) attempt() (again bool, why dispatch.Why, ok bool) {
 			return false, 0, x.gone()
 		}
 		x.router.log.Debug("replica cannot be reached", "endpoint", x.head.target.key.String(), "version", x.version, "replica", x.lease.Replica(), "error", err)
+		if exhausted(err) {
+			return true, dispatch.Lost, false // no fault of the replica
+		}
 		return true, dispatch.Unreachable, false
 	}
 	x.budget = x.lease.ScoringTimeout() + timeoutGrace
 	c := call{exchange: x, conn: conn, sent: time.Now()}
 	_ = conn.SetDeadline(c.sent.Add(x.budget))
-	c.stop = context.AfterFunc(ctx, conn.Abort)
 	defer c.giveBack()
 	return c.run()
+}
+
+// exhausted says that this machine, not the replica, stands against a new connection.
+func exhausted(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // A call is one attempt at one replica.
@@ -260,7 +278,7 @@ type call struct {
 	*exchange
 	conn *upstream.Conn
 	sent time.Time
-	// stop ends the watch over the client's presence; false if it has struck.
+	// stop ends the watch over the client's presence, if there is one; false if it has struck.
 	stop func() bool
 	// accepted: the replica may have run the request.
 	accepted bool
@@ -269,13 +287,24 @@ type call struct {
 	returned bool
 }
 
+// unwatched is how long the answer is awaited before the client's presence is watched:
+// most answers of fast models are there by then, and a watch costs more than the wait.
+const unwatched = 5 * time.Millisecond
+
+// watch cuts the call off when the client goes. Call it again for nothing.
+func (c *call) watch() {
+	if c.stop == nil {
+		c.stop = context.AfterFunc(c.r.Context(), c.conn.Abort)
+	}
+}
+
 // giveBack the connection; before the slot, so that whoever gets the slot finds it.
 func (c *call) giveBack() {
 	if c.returned {
 		return
 	}
 	c.returned = true
-	if c.stop() && c.reusable {
+	if (c.stop == nil || c.stop()) && c.reusable {
 		c.conn.Reuse()
 		return
 	}
@@ -292,6 +321,11 @@ func (c *call) run() (again bool, why dispatch.Why, ok bool) {
 		if sendErr != nil && isTimeout(sendErr) {
 			return c.lost(sendErr)
 		}
+		answered := c.conn.Answered(unwatched)
+		_ = c.conn.SetReadDeadline(c.sent.Add(c.budget))
+		if !answered {
+			c.watch() // after the deadline, which must not undo it
+		}
 		// Even after a failed write there may be an answer: a refusal before the body was read.
 		resp, began, err := c.conn.Receive(method, false)
 		c.accepted = c.accepted || began
@@ -302,6 +336,7 @@ func (c *call) run() (again bool, why dispatch.Why, ok bool) {
 	}
 
 	// The body is too large to be kept: the gate says first whether it wants it.
+	c.watch()
 	h.length, h.expect = c.r.ContentLength, true
 	c.headBuf = appendHead(c.headBuf[:0], c.r, h)
 	if _, err := c.conn.Send(&c.headBuf, nil); err != nil {
@@ -382,6 +417,9 @@ func (c *call) answer(resp *http.Response, complete, refusable bool) (again bool
 	var body []byte
 	if resp.Body != http.NoBody && resp.ContentLength > 0 {
 		body = c.router.buffer(&c.replyBuf, int(resp.ContentLength))[:resp.ContentLength]
+		if c.conn.Buffered() < len(body) {
+			c.watch()
+		}
 		if _, err := io.ReadFull(resp.Body, body); err != nil {
 			clear(h)
 			id := []string{c.head.id}
@@ -432,6 +470,7 @@ func (c *call) classify(resp *http.Response) dispatch.Outcome {
 
 // relay an answer that is too long to be kept, or whose length is not known, as it comes.
 func (c *call) relay(resp *http.Response, complete bool, outcome dispatch.Outcome) (ok bool) {
+	c.watch()
 	buf := c.router.buffer(&c.replyBuf, 32<<10)
 	flusher, _ := c.w.(http.Flusher)
 	flush := flusher != nil && (resp.ContentLength < 0 || strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream"))

@@ -49,7 +49,7 @@ const (
 	// loadTimeout bounds one read of a source.
 	loadTimeout = 5 * time.Second
 	minRetry    = 100 * time.Millisecond
-	maxRetry    = 5 * time.Second
+	maxRetry    = 2 * time.Second
 )
 
 // A builder reads the sources and makes tables of them. A source that cannot be read
@@ -68,8 +68,9 @@ type builder struct {
 	fleets    map[rollout.Key]map[string]*cluster.FleetState
 	hashes    map[rollout.Key][]access.Hash
 	dirty     map[rollout.Key]bool
-	up        map[string]bool
-	loaded    map[string]bool
+	up        map[string]bool // by source: the last read was good
+	failing   map[string]bool // the last read was not
+	loaded    map[string]bool // there was a good one
 
 	// Only build uses these.
 	good    map[rollout.Key]*rollout.Endpoint
@@ -82,8 +83,8 @@ func newBuilder(log *slog.Logger, s *dispatch.Scheduler, r *telemetry.Recorder, 
 		wake: make(chan struct{}, 1), ready: make(chan struct{}),
 		endpoints: map[rollout.Key]*rollout.Endpoint{}, fleets: map[rollout.Key]map[string]*cluster.FleetState{},
 		hashes: map[rollout.Key][]access.Hash{}, dirty: map[rollout.Key]bool{},
-		up:     map[string]bool{sourceEndpoints: false, sourceFleets: false, sourceKeys: false},
-		loaded: map[string]bool{}, good: map[rollout.Key]*rollout.Endpoint{}, invalid: map[rollout.Key]string{},
+		up:      map[string]bool{sourceEndpoints: false, sourceFleets: false, sourceKeys: false},
+		failing: map[string]bool{}, loaded: map[string]bool{}, good: map[rollout.Key]*rollout.Endpoint{}, invalid: map[rollout.Key]string{},
 	}
 }
 
@@ -128,94 +129,99 @@ func (b *builder) run(ctx context.Context, endpoints cluster.Reader, fleets clus
 }
 
 // follow keeps one source loaded: all of it at first and now and then, what changed
-// as its watch says. What could not be loaded is tried again.
+// as its watch says. What could not be loaded is tried again after a pause, or when
+// the watch has news.
 func follow[T any](ctx context.Context, b *builder, source string, watch func(context.Context) (<-chan T, error), load func(context.Context, []T) error) {
 	retry := minRetry
-	pause := func() {
-		select {
-		case <-ctx.Done():
-		case <-time.After(retry):
-		}
-		retry = min(2*retry, maxRetry)
-	}
 	for ctx.Err() == nil {
 		watching, stop := context.WithCancel(ctx)
 		ch, err := watch(watching)
 		if err != nil {
-			stop()
 			b.noted(source, err)
-			pause()
-			continue
+		} else {
+			followOne(ctx, b, source, ch, load, &retry)
 		}
-		again := time.NewTicker(resync)
-		all, changed := true, []T(nil)
-		for open := true; open && ctx.Err() == nil; {
-			if all || len(changed) > 0 {
-				if all {
-					changed = nil
-				}
-				loading, done := context.WithTimeout(ctx, loadTimeout)
-				err := load(loading, changed)
-				done()
-				if ctx.Err() != nil {
-					break
-				}
-				b.noted(source, err)
-				if err != nil {
-					pause()
-					all = true
-				} else {
-					retry = minRetry
-					all, changed = false, nil
-				}
-			}
-			if all { // failed: what the watch says is part of it
-				for len(ch) > 0 {
-					<-ch
-				}
-				continue
-			}
-			select {
-			case <-ctx.Done():
-			case <-again.C:
-				all = true
-			case v, ok := <-ch:
-				if open = ok; ok {
-					changed = append(changed, v)
-				}
-				for more := ok; more; {
-					select {
-					case v, ok := <-ch:
-						if open, more = ok, ok; ok {
-							changed = append(changed, v)
-						}
-					default:
-						more = false
-					}
-				}
-			}
-		}
-		again.Stop()
 		stop()
-		if ctx.Err() == nil {
-			pause() // the watch ended
+		sleep(ctx, retry) // the watch failed or ended
+		retry = min(2*retry, maxRetry)
+	}
+}
+
+// followOne follows one watch to its end.
+func followOne[T any](ctx context.Context, b *builder, source string, ch <-chan T, load func(context.Context, []T) error, retry *time.Duration) {
+	again := time.NewTicker(resync)
+	defer again.Stop()
+	failed := false
+	for changed := []T(nil); ; {
+		loading, done := context.WithTimeout(ctx, loadTimeout)
+		err := load(loading, changed)
+		done()
+		if ctx.Err() != nil {
+			return
+		}
+		b.noted(source, err)
+		if failed = err != nil; failed {
+			*retry = min(2**retry, maxRetry)
+		} else {
+			*retry = minRetry
+		}
+
+		var pause <-chan time.Time
+		if failed {
+			pause = time.After(*retry)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-again.C:
+			changed = nil
+		case <-pause:
+			changed = nil
+		case v, ok := <-ch:
+			if !ok {
+				return
+			}
+			changed = append(changed[:0], v)
+			for more := true; more; {
+				select {
+				case v, ok := <-ch:
+					if !ok {
+						return
+					}
+					changed = append(changed, v)
+				default:
+					more = false
+				}
+			}
+			if failed { // what failed before is to be loaded, too
+				changed = nil
+				sleep(ctx, minRetry/10)
+			}
 		}
 	}
 }
 
-// noted remembers, and logs once, whether a source can be read.
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// noted remembers whether a source can be read, and logs when that changes.
 func (b *builder) noted(source string, err error) {
 	b.mu.Lock()
-	was, before := b.up[source], b.loaded[source]
+	was := b.failing[source]
+	b.failing[source] = err != nil
 	b.up[source] = err == nil
 	if err == nil {
 		b.loaded[source] = true
 	}
 	b.mu.Unlock()
 	switch {
-	case err != nil && (was || !before):
+	case err != nil && !was:
 		b.log.Warn("source cannot be read; serving on with what is known", "source", source, "error", err)
-	case err == nil && !was && before:
+	case err == nil && was:
 		b.log.Info("source can be read again", "source", source)
 	}
 	if err == nil {

@@ -1,6 +1,6 @@
-// Package routercmd is the router as a program: flags and environment to options,
-// and what stands behind the ports on this machine. The command router and a
-// hidden subcommand of sluice share it.
+// Package routercmd is the router as a program: flags and environment to options, and
+// what stands behind the ports on this machine. The command router and a hidden
+// subcommand of sluice share it. The autoscaler runs in the same process.
 package routercmd
 
 import (
@@ -32,40 +32,50 @@ const (
 
 const usage = `Usage: router [flags]
 
-Routes scoring requests to the replicas of endpoints' versions and scales them.
-Each flag can be set by SLUICE_ROUTER_<NAME> too: SLUICE_ROUTER_LISTEN sets --listen.
+Routes scoring requests to the versions of endpoints, and scales their replicas. Scoring:
+  /api/v1/service/ENDPOINT/score               in the router's namespace
+  /api/v1/endpoint/NAMESPACE/ENDPOINT/score
+Metrics, health and reports are on the admin address only. Each flag can be set by
+SLUICE_<NAME> too: SLUICE_ROUTER_ADDRESS sets --router-address.
 
 Flags:
 `
 
+// config is what flags and environment say.
 type config struct {
-	listen, adminListen     string
-	listenFD, adminListenFD int
-	lifelineFD              int
-	state                   string
-	namespace               string
-	drain                   time.Duration
-	verbose                 bool
+	address     string
+	listenFD    int
+	admin       string
+	adminFD     int
+	lifelineFD  int
+	state       string
+	namespace   string
+	grace       time.Duration
+	connections int
+	autoscale   bool
+	verbose     bool
 }
 
 func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f := flag.NewFlagSet("router", flag.ContinueOnError)
 	f.SetOutput(out)
-	f.StringVar(&c.listen, "listen", "127.0.0.1:8080", "address for scoring requests")
-	f.StringVar(&c.adminListen, "admin-listen", "127.0.0.1:9090", "address for metrics, health and reports")
-	f.IntVar(&c.listenFD, "listen-fd", -1, "serve scoring on the listening socket inherited as this descriptor")
-	f.IntVar(&c.adminListenFD, "admin-listen-fd", -1, "serve metrics on the listening socket inherited as this descriptor")
+	f.StringVar(&c.address, "router-address", "127.0.0.1:8080", "address for scoring requests")
+	f.IntVar(&c.listenFD, "listen-fd", -1, "serve scoring requests on the listening socket inherited as this descriptor")
+	f.StringVar(&c.admin, "admin-address", "127.0.0.1:9090", "address for metrics, health and reports")
+	f.IntVar(&c.adminFD, "admin-listen-fd", -1, "serve those on the listening socket inherited as this descriptor")
 	f.IntVar(&c.lifelineFD, "lifeline-fd", -1, "stop at end of file on this descriptor")
 	f.StringVar(&c.state, "state", "", "state directory (default $XDG_STATE_HOME/sluice)")
 	f.StringVar(&c.namespace, "namespace", "default", "namespace that the short path resolves in")
-	f.DurationVar(&c.drain, "drain-timeout", 12*time.Second, "how long requests in flight are waited for at the end")
+	f.DurationVar(&c.grace, "grace", 12*time.Second, "how long requests in flight may take at the end")
+	f.IntVar(&c.connections, "max-connections", 16<<10, "how many client connections at a time; more wait")
+	f.BoolVar(&c.autoscale, "autoscale", true, "run the autoscaler")
 	f.BoolVar(&c.verbose, "verbose", false, "log more")
 	return f
 }
 
-// Main is the router as a program: it reads flags (args without the program's name)
-// and environment (as os.Environ), runs until ctx ends and returns the exit code:
-// 0 drained, 1 failed, 2 usage. The log goes to stderr; stdout gets the help only.
+// Main is the router as a program: it reads flags (args without the program's
+// name) and environment (as os.Environ), runs until ctx ends and returns the exit
+// code: 0 stopped, 1 failed, 2 usage. The log goes to stderr; stdout gets the help only.
 func Main(ctx context.Context, args, env []string, stdout, stderr io.Writer) int {
 	c, err := parse(args, env)
 	if errors.Is(err, flag.ErrHelp) {
@@ -82,6 +92,12 @@ func Main(ctx context.Context, args, env []string, stdout, stderr io.Writer) int
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	if c.lifelineFD >= 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithCancel(ctx)
+		defer stop()
+		go follow(ctx, inherited(c.lifelineFD, "lifeline"), stop)
+	}
 	if err := run(ctx, c, log); err != nil {
 		_, _ = fmt.Fprintf(stderr, "router: %v\n", err)
 		return exitFailed
@@ -107,7 +123,7 @@ func parse(args, env []string) (config, error) {
 	f.Visit(func(fl *flag.Flag) { given[fl.Name] = true })
 	var failed error
 	f.VisitAll(func(fl *flag.Flag) {
-		name := "SLUICE_ROUTER_" + strings.ToUpper(strings.ReplaceAll(fl.Name, "-", "_"))
+		name := "SLUICE_" + strings.ToUpper(strings.ReplaceAll(fl.Name, "-", "_"))
 		if value := vars[name]; value != "" && !given[fl.Name] {
 			if err := f.Set(fl.Name, value); err != nil && failed == nil {
 				failed = fmt.Errorf("%s: %w", name, err)
@@ -116,6 +132,9 @@ func parse(args, env []string) (config, error) {
 	})
 	if failed != nil {
 		return c, failed
+	}
+	if c.connections < 1 {
+		return c, fmt.Errorf("--max-connections is %d; use a number above 0", c.connections)
 	}
 	if c.state == "" {
 		base := vars["XDG_STATE_HOME"]
@@ -130,15 +149,8 @@ func parse(args, env []string) (config, error) {
 	return c, nil
 }
 
-// run wires the router and the autoscaler to what is on this machine.
-func run(ctx context.Context, c config, log *slog.Logger) error {
-	if c.lifelineFD >= 0 {
-		// When the owner is gone nothing that this process serves is left: it ends at once.
-		go func() {
-			follow(inherited(c.lifelineFD, "lifeline"))
-			os.Exit(exitFailed)
-		}()
-	}
+// run wires the router with the state directory and the supervisor's fleets.
+func run(ctx context.Context, c config, log *slog.Logger) (err error) {
 	store, err := local.NewStore(c.state, log)
 	if err != nil {
 		return err
@@ -148,32 +160,48 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		return err
 	}
 	fleets := local.Dial(local.FleetSocket(c.state), log)
-	defer func() { _ = fleets.Close() }()
-	scoring, err := listener(c.listenFD, c.listen)
+	defer func() { err = errors.Join(err, fleets.Close()) }()
+
+	ln, err := listener(c.listenFD, c.address)
 	if err != nil {
 		return err
 	}
-	admin, err := listener(c.adminListenFD, c.adminListen)
+	admin, err := listener(c.adminFD, c.admin)
 	if err != nil {
-		return errors.Join(err, scoring.Close())
+		return errors.Join(err, ln.Close())
 	}
-	return router.Run(ctx, router.Options{
-		Listener: scoring, AdminListener: admin, Namespace: c.namespace, Reader: store, Fleets: fleets, KeyHashes: hashes, Logger: log,
-		ShutdownTimeout: c.drain,
-		Background: []func(context.Context, *router.Router) error{
-			func(ctx context.Context, r *router.Router) error {
-				// One router on one machine: its own report is all of them.
-				return autoscale.Run(ctx, autoscale.Options{Endpoints: store, Fleets: fleets, Scaler: fleets, Routers: telemetry.Reporters{r}, Logger: log})
-			},
-		},
-	})
+	o := router.Options{
+		Listener: ln, AdminListener: admin, Namespace: c.namespace,
+		Reader: store, Fleets: fleets, KeyHashes: hashes, Logger: log,
+		ShutdownTimeout: c.grace, MaxConnections: c.connections,
+	}
+	if c.autoscale {
+		o.Background = append(o.Background, func(ctx context.Context, r *router.Router) error {
+			return autoscale.Run(ctx, autoscale.Options{
+				Endpoints: store, Fleets: fleets, Scaler: fleets, Routers: only{r}, Logger: log,
+			})
+		})
+	}
+	return router.Run(ctx, o)
 }
 
-func listener(fd int, addr string) (net.Listener, error) {
+// only is the one router of this machine.
+type only struct{ telemetry.Reporter }
+
+// Reports implements autoscale.Routers.
+func (o only) Reports(ctx context.Context) ([]telemetry.Report, error) {
+	r, err := o.Report(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return []telemetry.Report{r}, nil
+}
+
+func listener(fd int, address string) (net.Listener, error) {
 	if fd < 0 {
-		l, err := net.Listen("tcp", addr)
+		l, err := net.Listen("tcp", address)
 		if err != nil {
-			return nil, fmt.Errorf("listen on %s: %w", addr, err)
+			return nil, fmt.Errorf("listen on %s: %w", address, err)
 		}
 		return l, nil
 	}
@@ -192,10 +220,10 @@ func inherited(fd int, name string) *os.File {
 	return os.NewFile(uintptr(fd), name)
 }
 
-// follow returns when the file ends: whoever holds its other end is gone.
-func follow(lifeline *os.File) {
+// follow calls stop when the file ends: whoever holds its other end is gone.
+func follow(ctx context.Context, lifeline *os.File, stop func()) {
 	var b [64]byte
-	for {
+	for ctx.Err() == nil {
 		_, err := lifeline.Read(b[:])
 		// Another process with the same pipe may have made it non-blocking.
 		if errors.Is(err, syscall.EAGAIN) {
@@ -203,6 +231,7 @@ func follow(lifeline *os.File) {
 			continue
 		}
 		if err != nil {
+			stop()
 			return
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -211,6 +212,15 @@ func (c *Conn) Send(head *[]byte, body []byte) (whole bool, err error) {
 	bufs := net.Buffers{*head, body}
 	n, err := bufs.WriteTo(c.Conn)
 	return n == int64(len(*head)+len(body)), err
+}
+
+// Answered waits so long for the first byte of an answer, and says whether it or
+// a failure came, which Receive then tells. The read deadline has to be set anew.
+func (c *Conn) Answered(within time.Duration) bool {
+	c.limit = maxHead
+	_ = c.SetReadDeadline(time.Now().Add(within))
+	_, err := c.br.Peek(1)
+	return err == nil || !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // Receive reads an answer's head. With wait100 it also returns a 100-continue, as a
