@@ -1,3 +1,5 @@
+//go:build unix
+
 package runner
 
 import (
@@ -11,9 +13,11 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -59,8 +63,8 @@ func children(pid int) []int {
 // running says whether a process exists and is more than a zombie.
 func running(pid int) bool {
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return false
+	if err != nil { // gone, or a system without /proc
+		return runtime.GOOS != "linux" && syscall.Kill(pid, 0) == nil
 	}
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	return fields[0] != "Z" && fields[0] != "X"

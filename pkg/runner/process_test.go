@@ -1,3 +1,5 @@
+//go:build unix
+
 package runner
 
 import (
@@ -109,6 +111,9 @@ func TestSIGTERMDrains(t *testing.T) {
 // not what the script had started.
 func TestKillLeavesNothing(t *testing.T) {
 	t.Parallel()
+	if !kernelGuards {
+		t.Skip("needs Linux; TestWorkerWatchesTheGate covers what other systems have")
+	}
 	t.Run("worker", func(t *testing.T) {
 		t.Parallel()
 		p := execute(t, nil, nil, "-entry-script", "score.py", "-max-concurrent-requests", "2")
