@@ -180,7 +180,7 @@ func (r *reader) file(ctx context.Context, it *item) error {
 	if err != nil {
 		return refuse(rollout.ReasonUnsafeFile, "", "make it readable, or keep it out with "+r.l.rules, "%s cannot be read: %v", printable(it.Path), cause(err))
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer func() { _ = f.Close() }()
 	if same, err := unchanged(f, it.info); err != nil {
 		return err
 	} else if !same {

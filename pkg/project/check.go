@@ -12,6 +12,9 @@ import (
 	"github.com/sluice-dev/sluice/rollout"
 )
 
+// maxIncludes bounds the work for each path.
+const maxIncludes = 1000
+
 // VariableModelDir is the environment variable that tells a script where its
 // models are.
 const VariableModelDir = "AZUREML_MODEL_DIR"
@@ -173,6 +176,10 @@ func (m *Manifest) checkScoring(c *checker) {
 }
 
 func (m *Manifest) checkInclude(c *checker) {
+	if n := len(m.Include); n > maxIncludes {
+		c.add("include", "name directories, or use * and **", "%d patterns, but at most %d can be given", n, maxIncludes)
+		return
+	}
 	for i, p := range m.Include {
 		f := fmt.Sprintf("include[%d]", i)
 		if strings.HasPrefix(p, "!") {

@@ -35,10 +35,13 @@ type ExtractOptions struct {
 	Digest     string
 	MaxBytes   int64
 	MaxEntries int
+	// Unsynced leaves out waiting until the files are durable, for a directory that need
+	// not outlive a crash of the machine.
+	Unsynced bool
 }
 
 // Extract unpacks an archive that Write wrote into dir, which must not exist: it
-// appears complete and durable, or not at all. Files get modes 0644 or 0755 whatever the
+// appears complete and (unless Unsynced) durable, or not at all. Files get modes 0644 or 0755 whatever the
 // umask. Only files and symbolic links are accepted; an entry outside dir, a link
 // that leaves it, a name that stands twice, anything else and anything over the
 // bounds is refused with reason unsafe_file. If dir exists, the error is fs.ErrExist.
@@ -88,11 +91,13 @@ func extractTo(ctx context.Context, r io.Reader, tmp, dir string, o ExtractOptio
 	if err != nil {
 		return err
 	}
-	if err := os.Chmod(tmp, 0o755); err != nil { //nolint:gosec // a project is as readable as its files
+	if err := os.Chmod(tmp, 0o755); err != nil { // a project is as readable as its files
 		return err
 	}
-	if err := syncTree(tmp); err != nil {
-		return err
+	if !o.Unsynced {
+		if err := syncTree(tmp); err != nil {
+			return err
+		}
 	}
 	if err := os.Rename(tmp, dir); err != nil {
 		if _, statErr := os.Lstat(dir); statErr == nil {
@@ -100,11 +105,14 @@ func extractTo(ctx context.Context, r io.Reader, tmp, dir string, o ExtractOptio
 		}
 		return err
 	}
+	if o.Unsynced {
+		return nil
+	}
 	return syncDir(filepath.Dir(dir))
 }
 
 type extractor struct {
-	ctx     context.Context //nolint:containedctx // lives as long as one extraction
+	ctx     context.Context // lives as long as one extraction
 	root    *os.Root
 	bytes   int64
 	entries int
@@ -269,7 +277,7 @@ func syncDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // only synced
+	defer func() { _ = f.Close() }()
 	if err := f.Sync(); err != nil && !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, fs.ErrInvalid) && !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
@@ -278,7 +286,7 @@ func syncDir(dir string) error {
 
 // contextReader stops reading when its context ends.
 type contextReader struct {
-	ctx context.Context //nolint:containedctx // lives as long as one extraction
+	ctx context.Context // lives as long as one extraction
 	r   io.Reader
 }
 

@@ -168,7 +168,7 @@ func FuzzExtract(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		parent := t.TempDir()
 		to := filepath.Join(parent, "v")
-		err := Extract(t.Context(), bytes.NewReader(data), to, ExtractOptions{MaxBytes: 1 << 20, MaxEntries: 100})
+		err := Extract(t.Context(), bytes.NewReader(data), to, ExtractOptions{MaxBytes: 1 << 20, MaxEntries: 100, Unsynced: true})
 		entries, readErr := os.ReadDir(parent)
 		if readErr != nil {
 			t.Fatal(readErr)
@@ -256,7 +256,7 @@ func TestModelDir(t *testing.T) {
 			l := mustPlan(t, dir)
 			b, a := archive(t, dir)
 			to := filepath.Join(t.TempDir(), "v")
-			if err := Extract(t.Context(), bytes.NewReader(b), to, ExtractOptions{Digest: a.Digest}); err != nil {
+			if err := Extract(t.Context(), bytes.NewReader(b), to, ExtractOptions{Digest: a.Digest, Unsynced: true}); err != nil {
 				t.Fatal(err)
 			}
 			m, err := Load(to)

@@ -219,7 +219,7 @@ func readSmall(dir *os.Root, name, full string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read ignore rules: %w", refuse(rollout.ReasonUnsafeFile, full, "make it readable", "cannot be read: %v", cause(err)))
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer func() { _ = f.Close() }()
 	data, err := io.ReadAll(io.LimitReader(f, maxIgnoreFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("read ignore rules: %w", err)

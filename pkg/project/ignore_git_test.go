@@ -3,6 +3,7 @@ package project
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -25,7 +26,7 @@ var (
 	randomPieces = []string{
 		"a", "b", "c", "ab", "A", ".", "foo", "log", "build", "ä", "*", "*", "*", "**", "***", "?", "?", "[ab]", "[!a]", "[^b]", "[a-c]", "[]a]",
 		"[!]]", "[a-", "[", "]", "[[:alpha:]]", "[[:digit:][:upper:]]", "[[:nope:]]", "[[:]", "[[:space:]b]", "[a\\]]", "[\\a-c]", "[c-a]", "[--a]",
-		"[a-\\c]", "[[:punct:]]", "[[:^alpha:]]", "[*]", "[/]", "[a/b]", "[!/]", "\\a", "\\*", "\\?", "\\[", "\\\\", "\\ ", " ", "\\", "#", "!", "-", "\t", "\xff", "0",
+		"[a-\\c]", "[[:punct:]]", "[[:alnum:]]", "[[:blank:]]", "[[:cntrl:]]", "[[:graph:]]", "[[:lower:]]", "[[:print:]]", "[![:xdigit:]]", "[[:xdigit:]-z]", "[[:^alpha:]]", "[*]", "[/]", "[a/b]", "[!/]", "\\a", "\\*", "\\?", "\\[", "\\\\", "\\ ", " ", "\\", "#", "!", "-", "\t", "\xff", "0",
 	}
 )
 
@@ -176,7 +177,8 @@ func gitSays(t testing.TB, dir string, paths []string) map[string]string {
 	var stderr bytes.Buffer
 	c.Stderr = &stderr
 	out, err := c.Output()
-	if e, ok := err.(*exec.ExitError); err != nil && (!ok || e.ExitCode() != 1) {
+	var exit *exec.ExitError
+	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 1) {
 		t.Fatalf("git check-ignore: %v: %s", err, stderr.String())
 	}
 	said := map[string]string{}

@@ -227,7 +227,7 @@ func readManifest(t *tree) ([]byte, error) {
 	if err != nil {
 		return nil, whole(rollout.ReasonUnsafeFile, "make it a readable file inside the project", "cannot be read: %v", err)
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("read manifest: %w", err)

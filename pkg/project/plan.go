@@ -456,7 +456,7 @@ type walker struct {
 	walkOptions
 	l   *Listing
 	t   *tree
-	ctx context.Context //nolint:containedctx // lives as long as one walk
+	ctx context.Context // lives as long as one walk
 	fn  func(*item) error
 }
 
@@ -520,7 +520,7 @@ func (w *walker) entry(d walkDir, name string) error {
 	case mode&fs.ModeSymlink != 0:
 		it.Type = TypeLink
 	}
-	if neverShips(full) {
+	if strings.EqualFold(name, ".git") || d.path == "" && strings.EqualFold(name, reservedDir) {
 		it.Action, it.Rule = Leave, &Rule{Built: "never ships"}
 		return w.fn(it)
 	}
@@ -581,7 +581,7 @@ func (w *walker) subdirectory(d walkDir, it *item, name string) error {
 	case err != nil:
 		return fmt.Errorf("open %s: %w", printable(it.Path), err)
 	}
-	defer sub.Close() //nolint:errcheck // only read
+	defer func() { _ = sub.Close() }()
 	return w.directory(walkDir{
 		path: it.Path, root: sub, rules: d.rules, depth: d.depth + 1,
 		out: it.Rule, because: it.Because, include: it.include,
@@ -810,7 +810,7 @@ func readNames(dir *os.Root, behind *dirName, atOnce int) (names *nameList, more
 	if err != nil {
 		return nil, false, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer func() { _ = f.Close() }()
 	n := &nameList{}
 	var upTo *dirName
 	for {

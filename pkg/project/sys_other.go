@@ -21,7 +21,7 @@ func syncTree(dir string) error {
 		if err != nil {
 			return err
 		}
-		defer f.Close() //nolint:errcheck // synced before
+		defer func() { _ = f.Close() }()
 		return f.Sync()
 	})
 }

@@ -66,7 +66,7 @@ func VersionName(s Source, digest string) (string, error) {
 func Git(ctx context.Context, l *Listing) (Source, error) {
 	bin, err := exec.LookPath("git")
 	if err != nil {
-		return Source{}, nil //nolint:nilerr // no git: a directory like any other
+		return Source{}, nil // no git: a directory like any other
 	}
 	g := gitRepo{bin: bin, dir: l.dir}
 	head, err := g.run(ctx, nil, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
@@ -80,6 +80,10 @@ func Git(ctx context.Context, l *Listing) (Source, error) {
 		var said *gitError
 		if errors.As(err, &said) && said.code == 1 && said.stderr == "" {
 			return Source{Dirty: true}, nil // a repository without a commit
+		}
+		if errors.As(err, &said) && strings.Contains(said.stderr, "dubious ownership") {
+			return Source{}, refuse(rollout.ReasonDenied, "", "if you trust it, run `git config --global --add safe.directory "+l.dir+"`",
+				"%s is another user's repository, and git says nothing about these unless told to", l.dir)
 		}
 		return Source{}, err
 	}

@@ -183,6 +183,23 @@ func TestGit(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 	})
+	t.Run("another user's repository", func(t *testing.T) {
+		if os.Getuid() != 0 {
+			t.Skip("needs root to make one")
+		}
+		t.Setenv("SUDO_UID", "")
+		dir := files(t, t.TempDir(), map[string]string{"sluice.yaml": simple, "score.py": "x"})
+		git(t, dir, "init", "-q")
+		for _, p := range []string{dir, filepath.Join(dir, ".git")} {
+			if err := os.Chown(p, 1234, 1234); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := Git(t.Context(), mustPlan(t, dir))
+		if rollout.ReasonOf(err) != rollout.ReasonDenied || !strings.Contains(err.Error(), "safe.directory "+dir) {
+			t.Errorf("%+v, %v", got, err)
+		}
+	})
 	t.Run("cancelled", func(t *testing.T) {
 		dir := files(t, t.TempDir(), map[string]string{"sluice.yaml": simple, "score.py": "x"})
 		l := mustPlan(t, dir)
