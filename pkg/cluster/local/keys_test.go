@@ -256,15 +256,15 @@ func TestKeysAcrossProcesses(t *testing.T) {
 
 func TestLock(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	l, err := local.AcquireLock(dir)
+	l, err := local.Lock(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = local.AcquireLock(dir)
+	_, err = local.Lock(dir)
 	if !errors.Is(err, local.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
 		t.Errorf("second lock: %v; want ErrLocked naming process %d", err, os.Getpid())
 	}
-	if err := l.Release(); err != nil {
+	if err := l(); err != nil {
 		t.Fatal(err)
 	}
 
@@ -284,7 +284,7 @@ func TestLock(t *testing.T) {
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatal(err)
 	}
-	_, err = local.AcquireLock(dir)
+	_, err = local.Lock(dir)
 	if !errors.Is(err, local.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", cmd.Process.Pid)) {
 		t.Errorf("lock held by another process: %v; want ErrLocked naming process %d", err, cmd.Process.Pid)
 	}
@@ -292,11 +292,11 @@ func TestLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	l, err = local.AcquireLock(dir)
+	l, err = local.Lock(dir)
 	if err != nil {
 		t.Fatalf("lock after its holder was killed: %v", err)
 	}
-	if err := l.Release(); err != nil {
+	if err := l(); err != nil {
 		t.Error(err)
 	}
 }

@@ -11,23 +11,20 @@ import (
 	"github.com/gofrs/flock"
 )
 
-// Lock says that this process is the supervisor of a state directory. The kernel
-// frees it when the process dies, however that happens.
-type Lock struct {
-	flock *flock.Flock
-	path  string
-}
-
-// ErrLocked is wrapped by AcquireLock's error when another supervisor runs.
+// ErrLocked is wrapped by Lock's error when another supervisor runs.
 var ErrLocked = errors.New("state directory is in use")
 
-// AcquireLock makes this process the supervisor of a state directory. If there is
-// one already, the error wraps ErrLocked and names its process id.
-func AcquireLock(dir string) (*Lock, error) {
+// Lock makes this process the supervisor of a state directory until it calls
+// unlock; the kernel frees the lock when the process dies, however that happens. If there is
+// a supervisor already, the error wraps ErrLocked and names its process id.
+func Lock(dir string) (unlock func() error, err error) { return lockFor(dir, "supervisor") }
+
+// lockFor takes one of a state directory's locks that are held for a process's life.
+func lockFor(dir, name string) (func() error, error) {
 	if err := makeDir(filepath.Join(dir, "locks")); err != nil {
 		return nil, fmt.Errorf("lock state directory: %w", err)
 	}
-	path := filepath.Join(dir, "locks", "supervisor")
+	path := filepath.Join(dir, "locks", name)
 	f := flock.New(path, flock.SetPermissions(fileMode), flock.SetFlag(os.O_CREATE|os.O_RDWR))
 	ok, err := f.TryLock()
 	if err != nil {
@@ -48,16 +45,10 @@ func AcquireLock(dir string) (*Lock, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("lock state directory: %w", err)
 	}
-	return &Lock{flock: f, path: path}, nil
-}
-
-// Release ends it.
-func (l *Lock) Release() error {
-	if err := os.Truncate(l.path, 0); err != nil {
-		return errors.Join(fmt.Errorf("unlock state directory: %w", err), l.flock.Close())
-	}
-	if err := l.flock.Close(); err != nil {
-		return fmt.Errorf("unlock state directory: %w", err)
-	}
-	return nil
+	return func() error {
+		if err := errors.Join(os.Truncate(path, 0), f.Close()); err != nil {
+			return fmt.Errorf("unlock state directory: %w", err)
+		}
+		return nil
+	}, nil
 }

@@ -21,21 +21,38 @@ import (
 	"github.com/sluice-dev/sluice/rollout"
 )
 
-// The test binary plays other processes of a machine when it is started with this variable.
+// The test binary plays other processes of a machine when it is started with this
+// variable, or with role=ROLE as its first argument.
 const roleVar = "LOCAL_TEST_ROLE"
 
-var roles = map[string]func(args []string) error{
-	"append":  roleAppend,
-	"claim":   roleClaim,
-	"ensure":  roleEnsure,
-	"hold":    roleHold,
-	"hashes":  roleHashes,
-	"writing": roleWriting,
+// quickExit spares processes under the race detector the second that they wait at their end.
+const quickExit = "GORACE=atexit_sleep_ms=0"
+
+var roles map[string]func(args []string) error
+
+func init() { // not at the declaration: roles start the binary in other roles
+	roles = map[string]func(args []string) error{
+		"append":  roleAppend,
+		"claim":   roleClaim,
+		"ensure":  roleEnsure,
+		"hold":    roleHold,
+		"hashes":  roleHashes,
+		"writing": roleWriting,
+		"runner":  roleRunner,
+		"sleeper": roleSleeper,
+		"host":    roleHost,
+		"gate":    roleGate,
+		"server":  roleServer,
+	}
 }
 
 func TestMain(m *testing.M) {
-	if role := os.Getenv(roleVar); role != "" {
-		if err := roles[role](os.Args[1:]); err != nil {
+	role, args := os.Getenv(roleVar), os.Args[1:]
+	if len(args) > 0 && strings.HasPrefix(args[0], "role=") {
+		role, args = strings.TrimPrefix(args[0], "role="), args[1:]
+	}
+	if role != "" {
+		if err := roles[role](args); err != nil {
 			fmt.Fprintln(os.Stderr, role+":", err)
 			os.Exit(1)
 		}
@@ -52,7 +69,7 @@ func process(t *testing.T, role string, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe, args...)
-	cmd.Env = append(os.Environ(), roleVar+"="+role)
+	cmd.Env = append(os.Environ(), roleVar+"="+role, quickExit)
 	cmd.Stderr = os.Stderr
 	t.Cleanup(func() {
 		if cmd.Process != nil {
@@ -210,11 +227,11 @@ func roleHashes(args []string) error {
 }
 
 func roleHold(args []string) error {
-	l, err := local.AcquireLock(args[0])
+	l, err := local.Lock(args[0])
 	if err != nil {
 		return err
 	}
-	defer func() { _ = l.Release() }()
+	defer func() { _ = l() }()
 	fmt.Println("held")
 	_, err = io.Copy(io.Discard, os.Stdin)
 	return err

@@ -25,6 +25,7 @@ import (
 var fraud = rollout.Key{Namespace: "models", Name: "fraud"}
 
 func TestStore(t *testing.T) {
+	t.Parallel()
 	clustertest.Store(t, func(t *testing.T) cluster.Store { return newStore(t, t.TempDir()) })
 }
 
@@ -60,6 +61,7 @@ func (a *alternating) Delete(ctx context.Context, k rollout.Key, rv string) erro
 }
 
 func TestStoreSharedDirectory(t *testing.T) {
+	t.Parallel()
 	clustertest.Store(t, func(t *testing.T) cluster.Store {
 		dir := t.TempDir()
 		return &alternating{stores: []*local.Store{newStore(t, dir), newStore(t, dir), newStore(t, dir)}}
@@ -67,6 +69,7 @@ func TestStoreSharedDirectory(t *testing.T) {
 }
 
 func TestStoreLosesNoUpdateOfManyProcesses(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := newStore(t, dir)
 	if _, err := s.Create(t.Context(), clustertest.Endpoint("models", "fraud")); err != nil {
@@ -192,6 +195,7 @@ func share(t *testing.T, s *local.Store) rollout.Percent {
 }
 
 func TestHandEdit(t *testing.T) {
+	t.Parallel()
 	_, path, s, e := file(t)
 	claim(t, path, 0, 10)
 	var got *rollout.Endpoint
@@ -331,6 +335,7 @@ func TestEditorsInTheAct(t *testing.T) {
 }
 
 func TestInvalidEdit(t *testing.T) {
+	t.Parallel()
 	dir, path, _, e := file(t)
 	var log recorder
 	s, err := local.NewStore(dir, log.logger())
@@ -466,6 +471,7 @@ func TestInvalidEdit(t *testing.T) {
 }
 
 func TestMistakesNameTheirLine(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct{ from, to, line, says string }{
 		"syntax":           {"spec:", "spec: }", "spec: }", ""},
 		"unknown field":    {"    name: v2", "    name: v2\n    trafficPercent: 5", "trafficPercent: 5", "trafficPercent"},
