@@ -31,7 +31,7 @@ type Options struct {
 	Logger  *slog.Logger
 	// Now is time.Now unless set.
 	Now func() time.Time
-	// Queue bounds the comments that are accepted and not carried out yet; 256 unless set.
+	// Queue bounds the comments that are accepted and not carried out yet; 4096 unless set.
 	Queue int
 	// Grace is how long commands under way and replies may take once Run is told to end; 10 s unless set.
 	Grace time.Duration
@@ -80,7 +80,7 @@ func New(o Options) *Service {
 		o.Now = time.Now
 	}
 	if o.Queue == 0 {
-		o.Queue = 256
+		o.Queue = 4096
 	}
 	if o.Grace == 0 {
 		o.Grace = 10 * time.Second
@@ -155,6 +155,7 @@ func (s *Service) Accept(ctx context.Context, c Comment) (Receipt, error) {
 	var receipt Receipt
 	var failed error
 	j := job{comment: c, slot: true}
+	j.comment.Body = "" // its commands are all that is kept
 	for _, l := range lines {
 		t := task{name: EntryName(c.ID, l.Number), text: l.Text, line: l, at: s.o.Now().UTC()}
 		if !s.take(t.name) {

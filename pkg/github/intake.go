@@ -24,8 +24,11 @@ import (
 const (
 	// MaxBody of a delivery in bytes: GitHub sends none that is larger.
 	MaxBody = 25 << 20
-	// maxHeld bytes of bodies are read at once; more is answered with 503.
-	maxHeld = 128 << 20
+	// Bodies up to smallBody share one allowance and larger ones another, so that no one can keep
+	// comments out with bodies that are allowed to be large. Beyond it the answer is 503.
+	smallBody = 1 << 20
+	maxHeld   = 128 << 20
+	heldUnit  = 32 << 10
 	// ackTimeout: GitHub waits 10 s for an answer.
 	ackTimeout = 8 * time.Second
 )
@@ -53,7 +56,8 @@ type Intake struct {
 	secrets  [][]byte
 	commands Commands
 	log      *slog.Logger
-	held     *semaphore.Weighted
+	small    *semaphore.Weighted
+	large    *semaphore.Weighted
 }
 
 // NewIntake refuses to be without a secret: anyone could then command.
@@ -74,7 +78,7 @@ func NewIntake(secrets [][]byte, commands Commands, log *slog.Logger) (*Intake, 
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Intake{secrets: kept, commands: commands, log: log, held: semaphore.NewWeighted(maxHeld)}, nil
+	return &Intake{secrets: kept, commands: commands, log: log, small: semaphore.NewWeighted(maxHeld), large: semaphore.NewWeighted(maxHeld)}, nil
 }
 
 // answer is the body of each response: what became of the delivery.
@@ -152,29 +156,57 @@ func (in *Intake) handle(w http.ResponseWriter, r *http.Request) (int, answer) {
 	}
 }
 
+// errHeld says that too many bytes are being read at once.
+var errHeld = errors.New("too many deliveries at once")
+
+// metered takes room from an allowance for what arrives, not for what is announced.
+type metered struct {
+	r     io.Reader
+	allow *semaphore.Weighted
+	held  int64
+	used  int64
+}
+
+func (m *metered) Read(p []byte) (int, error) {
+	if m.used >= m.held {
+		if !m.allow.TryAcquire(heldUnit) {
+			return 0, errHeld
+		}
+		m.held += heldUnit
+	}
+	n, err := m.r.Read(p[:min(int64(len(p)), m.held-m.used)])
+	m.used += int64(n)
+	return n, err
+}
+
+func (m *metered) release() { m.allow.Release(m.held) }
+
 // read returns nil and the answer if there is no body to go on with.
 func (in *Intake) read(w http.ResponseWriter, r *http.Request) ([]byte, int, answer) {
-	size := r.ContentLength
-	if size < 0 || size > MaxBody {
-		if size > MaxBody {
-			code, a := refusal(http.StatusRequestEntityTooLarge, "a delivery has at most %d bytes", MaxBody)
-			return nil, code, a
-		}
-		size = MaxBody
+	allow := in.large
+	if r.ContentLength >= 0 && r.ContentLength <= smallBody {
+		allow = in.small
 	}
-	if !in.held.TryAcquire(size) {
-		code, a := refusal(http.StatusServiceUnavailable, "too many deliveries at once")
-		return nil, code, a
+	m := &metered{r: http.MaxBytesReader(w, r.Body, MaxBody), allow: allow}
+	defer m.release()
+	var body []byte
+	var err error
+	if r.ContentLength > MaxBody {
+		err = &http.MaxBytesError{Limit: MaxBody}
+	} else {
+		body, err = io.ReadAll(m)
 	}
-	defer in.held.Release(size)
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
 	var tooLarge *http.MaxBytesError
+	code, a := 0, answer{}
 	switch {
 	case errors.As(err, &tooLarge):
-		code, a := refusal(http.StatusRequestEntityTooLarge, "a delivery has at most %d bytes", MaxBody)
-		return nil, code, a
+		code, a = refusal(http.StatusRequestEntityTooLarge, "a delivery has at most %d bytes", MaxBody)
+	case errors.Is(err, errHeld):
+		code, a = refusal(http.StatusServiceUnavailable, "%v", errHeld)
 	case err != nil || len(body) == 0:
-		code, a := refusal(http.StatusBadRequest, "the body did not arrive")
+		code, a = refusal(http.StatusBadRequest, "the body did not arrive")
+	}
+	if code != 0 {
 		return nil, code, a
 	}
 	return body, 0, answer{}

@@ -261,45 +261,69 @@ func TestIntakeAnswers(t *testing.T) {
 	}
 }
 
-// TestIntakeBoundsMemory: bodies being read take room, until no more is given.
+// TestIntakeBoundsMemory: bodies being read take room, until no more is given;
+// large ones take none from small ones.
 func TestIntakeBoundsMemory(t *testing.T) {
-	h, _ := intake(t, &commands{})
+	in, err := github.NewIntake([][]byte{[]byte(secret)}, &commands{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	github.SetAllowances(in, 128<<10)
+	const large = 2 << 20
 	var wg sync.WaitGroup
-	begun := make(chan struct{}, 16)
+	begun := make(chan struct{}, 64)
 	release := make(chan struct{})
-	for range 5 { // 5 × 25 MB of 128 MB
+	for range 4 { // each is given 32 KiB and asks for more only when they are full
 		wg.Go(func() {
 			r := delivery("star", []byte("{}"))
-			r.ContentLength, r.Body = github.MaxBody, io.NopCloser(waiting{begun, release})
-			if rec := post(h, r); rec.Code != 400 {
+			r.ContentLength, r.Body = large, io.NopCloser(&waiting{begun: begun, release: release})
+			if rec := post(in, r); rec.Code != 400 {
 				t.Errorf("a body that breaks off: %d", rec.Code)
 			}
 		})
 	}
-	for range 5 {
+	for range 4 {
 		<-begun
 	}
-	r := delivery("star", []byte("{}"))
-	r.ContentLength = github.MaxBody
-	if rec := post(h, r); rec.Code != 503 {
-		t.Errorf("the sixth large body: %d, want 503", rec.Code)
+	another := func() int {
+		r := delivery("star", []byte("{}"))
+		r.ContentLength = large
+		return post(in, r).Code
 	}
-	if rec := post(h, delivery("star", []byte("{}"))); rec.Code != 202 {
+	if code := another(); code != 503 {
+		t.Errorf("the fifth large body: %d, want 503", code)
+	}
+	if rec := post(in, delivery("star", []byte("{}"))); rec.Code != 202 {
 		t.Errorf("a small one: %d, want 202", rec.Code)
 	}
 	close(release)
 	wg.Wait()
-	if rec := post(h, r.Clone(t.Context())); rec.Code == 503 {
-		t.Error("the room was not given back")
+	if code := another(); code != 202 {
+		t.Errorf("after they ended: %d, want 202", code)
+	}
+	// One that needs more than there is left is not read to its end.
+	body := bytes.Repeat([]byte(" "), 200<<10)
+	if rec := post(in, delivery("star", body)); rec.Code != 503 {
+		t.Errorf("a body larger than the allowance: %d, want 503", rec.Code)
+	}
+	if rec := post(in, delivery("star", body[:100<<10])); rec.Code != 202 {
+		t.Errorf("a body within the allowance: %d, want 202", rec.Code)
 	}
 }
 
+// waiting gives one byte and then nothing until it breaks off.
 type waiting struct {
 	begun   chan<- struct{}
 	release <-chan struct{}
+	given   bool
 }
 
-func (w waiting) Read([]byte) (int, error) {
+func (w *waiting) Read(p []byte) (int, error) {
+	if !w.given {
+		w.given = true
+		p[0] = ' '
+		return 1, nil
+	}
 	w.begun <- struct{}{}
 	<-w.release
 	return 0, io.ErrUnexpectedEOF

@@ -1,0 +1,8 @@
+package github
+
+import "golang.org/x/sync/semaphore"
+
+// SetAllowances for bodies being read, in bytes.
+func SetAllowances(in *Intake, n int64) {
+	in.small, in.large = semaphore.NewWeighted(n), semaphore.NewWeighted(n)
+}

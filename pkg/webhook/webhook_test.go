@@ -1,0 +1,392 @@
+package webhook_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sluice-dev/sluice/pkg/chatops"
+	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/cluster/local"
+	"github.com/sluice-dev/sluice/pkg/cluster/memory"
+	"github.com/sluice-dev/sluice/pkg/github"
+	"github.com/sluice-dev/sluice/pkg/github/githubtest"
+	"github.com/sluice-dev/sluice/pkg/webhook"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+const secret = "a secret for tests"
+
+type running struct {
+	url  string
+	stop func() error
+}
+
+func run(t *testing.T, o webhook.Options) running {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Listener = l
+	o.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- webhook.Run(ctx, o) }()
+	stop := sync.OnceValue(func() error {
+		cancel()
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(20 * time.Second):
+			return errors.New("did not stop")
+		}
+	})
+	t.Cleanup(func() { _ = stop() })
+	return running{"http://" + l.Addr().String(), stop}
+}
+
+func get(t *testing.T, url string) (int, string) {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}
+
+func full(t *testing.T) (webhook.Options, *githubtest.Server, *memory.Store) {
+	t.Helper()
+	gh := githubtest.New(t)
+	gh.AddRepository(7, "acme", "fraud")
+	gh.AddPullRequest("acme/fraud", githubtest.PullRequest{Number: 41})
+	gh.SetPermission("acme/fraud", "alice", "write")
+	c, err := github.NewClient(github.ClientOptions{BaseURL: gh.URL, Token: githubtest.Token})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := memory.NewStore()
+	e := &rollout.Endpoint{Metadata: rollout.Metadata{Namespace: "models", Name: "fraud"}}
+	e, _, err = rollout.Apply(e, rollout.Request{ID: "set-up", At: time.Now().Add(-time.Hour)}, rollout.Deploy{
+		Repositories: []int64{7},
+		Version: rollout.Version{Name: "pr-41-0000001", Image: fmt.Sprintf("r.example/f@sha256:%064x", 1),
+			Source: rollout.Source{RepositoryID: 7, PullRequest: 41, Commit: fmt.Sprintf("%040x", 1)}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Create(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	return webhook.Options{
+		Roles: []webhook.Role{webhook.RoleGitHub, webhook.RoleAPI}, Store: store, Journal: memory.NewJournal(),
+		Secrets: [][]byte{[]byte(secret)}, GitHub: c,
+	}, gh, store
+}
+
+func deliver(t *testing.T, url string, c chatops.Comment) int {
+	t.Helper()
+	resp, err := http.DefaultClient.Do(githubtest.Delivery(url+"/webhooks/github", secret, "issue_comment", "guid", githubtest.CommentEvent(c)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	return resp.StatusCode
+}
+
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("not within 15 s: %s", what)
+}
+
+func TestFromDeliveryToReply(t *testing.T) {
+	o, gh, store := full(t)
+	r := run(t, o)
+	c := gh.Comment(1, "acme/fraud", 41, "alice", "/hold please", time.Time{})
+	if code := deliver(t, r.url, c); code != http.StatusAccepted {
+		t.Fatalf("answered %d", code)
+	}
+	until(t, "a reply", func() bool { return len(gh.Comments("acme/fraud", 41)) == 1 })
+	e, err := store.Get(t.Context(), rollout.Key{Namespace: "models", Name: "fraud"})
+	if err != nil || e.Spec.Hold == nil || e.Spec.Hold.Reason != "please" {
+		t.Errorf("hold %+v, %v", e.Spec.Hold, err)
+	}
+	if code := deliver(t, r.url, c); code != http.StatusOK {
+		t.Errorf("again: answered %d, want 200", code)
+	}
+	if err := r.stop(); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+}
+
+// TestBurst: many deliveries at once, on disk: none is lost, and none waits long for its answer.
+func TestBurst(t *testing.T) {
+	n := 300
+	if s := os.Getenv("SLUICE_TEST_BURST"); s != "" {
+		var err error
+		if n, err = strconv.Atoi(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o, gh, store := full(t)
+	dir := t.TempDir()
+	log := slog.New(slog.DiscardHandler)
+	disk, err := local.NewStore(dir, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := store.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := disk.Create(t.Context(), all[0]); err != nil {
+		t.Fatal(err)
+	}
+	if o.Journal, err = local.NewJournal(dir, log); err != nil {
+		t.Fatal(err)
+	}
+	o.Store = disk
+	r := run(t, o)
+	var wg sync.WaitGroup
+	took := make([]time.Duration, n)
+	gate := make(chan struct{}, 100)
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}
+	defer client.CloseIdleConnections()
+	for i := range n {
+		c := gh.Comment(int64(i+1), "acme/fraud", 41, "alice", "/status", time.Time{})
+		wg.Go(func() {
+			gate <- struct{}{}
+			defer func() { <-gate }()
+			began := time.Now()
+			resp, err := client.Do(githubtest.Delivery(r.url+"/webhooks/github", secret, "issue_comment", "guid", githubtest.CommentEvent(c)))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = resp.Body.Close()
+			took[i] = time.Since(began)
+			if resp.StatusCode != http.StatusAccepted {
+				t.Errorf("answered %d", resp.StatusCode)
+			}
+		})
+	}
+	wg.Wait()
+	slices.Sort(took)
+	t.Logf("%d deliveries: acknowledged in p50 %s, p99 %s, at most %s", n, took[n/2], took[n*99/100], took[n-1])
+	if p99 := took[n*99/100]; p99 > 5*time.Second {
+		t.Errorf("p99 of the acknowledgement is %s; GitHub waits 10 s", p99)
+	}
+	until(t, "every reply", func() bool { return len(gh.Comments("acme/fraud", 41)) == n })
+	if err := r.stop(); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	entries, err := o.Journal.Entries(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.State != cluster.EntryDone {
+			t.Errorf("%s is %s", e.Name, e.State)
+		}
+	}
+	if len(entries) != n {
+		t.Errorf("%d entries, want %d", len(entries), n)
+	}
+}
+
+func TestPaths(t *testing.T) {
+	o, _, store := full(t)
+	r := run(t, o)
+	until(t, "ready", func() bool { code, _ := get(t, r.url+"/readyz"); return code == 200 })
+	if code, _ := get(t, r.url+"/healthz"); code != 200 {
+		t.Errorf("healthz %d", code)
+	}
+	for path, want := range map[string]int{"/": 404, "/apis/sluice/v1/namespaces": 404, "/webhooks": 404, "/webhooks/github": 405, "/webhooks/github/x": 404} {
+		code, body := get(t, r.url+path)
+		var e rollout.Error
+		if err := json.Unmarshal([]byte(body), &e); code != want || err != nil || e.Reason == "" || e.Message == "" || e.Hint == "" {
+			t.Errorf("%s: %d %s, want %d and a refusal in JSON", path, code, body, want)
+		}
+	}
+	store.SetFailure(errors.New("gone"))
+	if code, body := get(t, r.url+"/readyz"); code != 503 || strings.Contains(body, "gone") {
+		t.Errorf("readyz without a store: %d %s", code, body)
+	}
+	if code, _ := get(t, r.url+"/healthz"); code != 200 {
+		t.Errorf("healthz without a store: %d", code)
+	}
+}
+
+func TestAPIHandler(t *testing.T) {
+	o, _, _ := full(t)
+	o.API = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/panic" {
+			panic("oh")
+		}
+		_, _ = io.WriteString(w, "api "+r.URL.Path)
+	})
+	r := run(t, o)
+	if code, body := get(t, r.url+"/apis/sluice/v1/x"); code != 200 || body != "api /apis/sluice/v1/x" {
+		t.Errorf("%d %s", code, body)
+	}
+	if code, body := get(t, r.url+"/panic"); code != 500 || !strings.Contains(body, "internal") {
+		t.Errorf("a panic: %d %s", code, body)
+	}
+	if code, _ := get(t, r.url+"/healthz"); code != 200 {
+		t.Errorf("healthz after a panic: %d", code)
+	}
+}
+
+func TestRefusesToStart(t *testing.T) {
+	good, _, _ := full(t)
+	for name, edit := range map[string]func(*webhook.Options){
+		"no secret":       func(o *webhook.Options) { o.Secrets = nil },
+		"an empty secret": func(o *webhook.Options) { o.Secrets = [][]byte{{}} },
+		"no role":         func(o *webhook.Options) { o.Roles = nil },
+		"no store":        func(o *webhook.Options) { o.Store = nil },
+		"no journal":      func(o *webhook.Options) { o.Journal = nil },
+		"no GitHub":       func(o *webhook.Options) { o.GitHub = nil },
+		"no control":      func(o *webhook.Options) { o.Roles = append(slices.Clone(o.Roles), webhook.RoleControl) },
+		"no listener":     func(o *webhook.Options) { _ = o.Listener.Close(); o.Listener = nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			o := good
+			o.Listener = l
+			edit(&o)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			if err := webhook.Run(ctx, o); err == nil || ctx.Err() != nil {
+				t.Fatalf("it ran: %v", err)
+			} else if strings.Contains(name, "secret") && !strings.Contains(err.Error(), "secret") {
+				t.Errorf("the error does not say what is missing: %v", err)
+			}
+			if c, err := net.Dial("tcp", l.Addr().String()); err == nil {
+				_ = c.Close()
+				t.Error("the listener is still open")
+			}
+		})
+	}
+}
+
+func TestRoles(t *testing.T) {
+	got, err := webhook.ParseRoles("github, api,control,api")
+	if err != nil || !slices.Equal(got, []webhook.Role{webhook.RoleGitHub, webhook.RoleAPI, webhook.RoleControl}) {
+		t.Errorf("%v, %v", got, err)
+	}
+	for _, bad := range []string{"", "admin", "github,,api"} {
+		if _, err := webhook.ParseRoles(bad); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+// TestStopsInOrder: the server first, the control role last.
+func TestStopsInOrder(t *testing.T) {
+	o, gh, _ := full(t)
+	var mu sync.Mutex
+	var order []string
+	note := func(s string) {
+		mu.Lock()
+		order = append(order, s)
+		mu.Unlock()
+	}
+	begun := make(chan struct{})
+	o.Roles = append(o.Roles, webhook.RoleControl)
+	o.Control = func(ctx context.Context) error {
+		<-ctx.Done()
+		note("control")
+		return nil
+	}
+	o.API = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		close(begun)
+		time.Sleep(200 * time.Millisecond) // a request under way
+		note("request")
+		_, _ = io.WriteString(w, "done")
+	})
+	gh.AddFault(githubtest.Fault{Path: "/permission", Delay: 400 * time.Millisecond})
+	r := run(t, o)
+	c := gh.Comment(1, "acme/fraud", 41, "alice", "/hold", time.Time{})
+	if code := deliver(t, r.url, c); code != http.StatusAccepted {
+		t.Fatalf("answered %d", code)
+	}
+	answered := make(chan string, 1)
+	go func() {
+		_, body := get(t, r.url+"/slow")
+		answered <- body
+	}()
+	<-begun
+	if err := r.stop(); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	if body := <-answered; body != "done" {
+		t.Errorf("the request under way was answered %q", body)
+	}
+	// The command under way was seen through, its reply included, before the control role ended.
+	if n := len(gh.Comments("acme/fraud", 41)); n != 1 {
+		t.Errorf("%d replies at the end", n)
+	}
+	if !slices.Equal(order, []string{"request", "control"}) {
+		t.Errorf("order %v", order)
+	}
+}
+
+func TestPartThatFailsEndsAll(t *testing.T) {
+	o, _, _ := full(t)
+	o.Roles = append(o.Roles, webhook.RoleControl)
+	o.Control = func(context.Context) error { return errors.New("no fleets") }
+	r := run(t, o)
+	until(t, "the server ends", func() bool {
+		c, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
+		if err == nil {
+			_ = c.Close()
+		}
+		return err != nil
+	})
+	if err := r.stop(); err == nil || !strings.Contains(err.Error(), "control: no fleets") {
+		t.Errorf("run: %v", err)
+	}
+}
+
+func TestControlAlone(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		done <- webhook.Run(ctx, webhook.Options{Roles: []webhook.Role{webhook.RoleControl}, Control: func(ctx context.Context) error {
+			close(ran)
+			<-ctx.Done()
+			return nil
+		}})
+	}()
+	<-ran
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("run: %v", err)
+	}
+}

@@ -1,0 +1,276 @@
+package webhookcmd
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sluice-dev/sluice/pkg/chatops"
+	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/cluster/local"
+	"github.com/sluice-dev/sluice/pkg/github/githubtest"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// TestMain lets the test's own binary be the program, to be killed.
+func TestMain(m *testing.M) {
+	if os.Getenv("BE_WEBHOOK") != "" {
+		os.Exit(Main(context.Background(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
+const (
+	secret = "a secret for tests"
+	token  = githubtest.Token
+)
+
+func call(t *testing.T, env []string, args ...string) (int, string, string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	var stdout, stderr bytes.Buffer
+	code := Main(ctx, args, env, &stdout, &stderr)
+	if ctx.Err() != nil {
+		t.Errorf("%v ran on", args)
+	}
+	return code, stdout.String(), stderr.String()
+}
+
+func TestUsage(t *testing.T) {
+	state := "XDG_STATE_HOME=" + t.TempDir()
+	missing := filepath.Join(t.TempDir(), "missing")
+	for _, tc := range []struct {
+		name string
+		env  []string
+		args []string
+		code int
+		says string
+	}{
+		{"no secret", []string{state, "SLUICE_GITHUB_TOKEN=hush-hush"}, nil, 2, "SLUICE_WEBHOOK_SECRET"},
+		{"an empty secret", []string{state, "SLUICE_GITHUB_TOKEN=hush-hush", "SLUICE_WEBHOOK_SECRET= \n "}, nil, 2, "SLUICE_WEBHOOK_SECRET"},
+		{"no token", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush"}, nil, 2, "SLUICE_GITHUB_TOKEN"},
+		{"no role", []string{state}, []string{"--roles="}, 2, "not a role"},
+		{"a role that is none", []string{state}, []string{"--roles=admin"}, 2, "admin"},
+		{"an unknown flag", []string{state}, []string{"--token=hush-hush"}, 2, "token"},
+		{"an argument", []string{state}, []string{"serve"}, 2, "serve"},
+		{"a bad variable", []string{state, "SLUICE_GRACE=soon"}, nil, 2, "SLUICE_GRACE"},
+		{"no home", nil, []string{"--roles=api"}, 2, "--state"},
+		{"a missing file of secrets", []string{state}, []string{"--webhook-secret-file=" + missing}, 1, "secrets"},
+		{"a bad App key", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_APP_ID=5"}, []string{"--github-app-key-file=/dev/null"}, 2, "key"},
+		{"plain http", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--github-api-url=http://github.example"}, 2, "https"},
+		{"a descriptor that is none", []string{state}, []string{"--roles=api", "--listen-fd=999"}, 1, "999"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			code, stdout, stderr := call(t, tc.env, tc.args...)
+			if code != tc.code || !strings.Contains(stderr, tc.says) || stdout != "" {
+				t.Errorf("code %d, stdout %q, stderr %q; want %d and %q", code, stdout, stderr, tc.code, tc.says)
+			}
+			if strings.Contains(stderr, "hush-hush") {
+				t.Errorf("a secret shows: %s", stderr)
+			}
+		})
+	}
+	code, stdout, _ := call(t, nil, "--help")
+	if code != 0 || !strings.Contains(stdout, "-listen-fd") || !strings.Contains(stdout, "SLUICE_WEBHOOK_SECRET") {
+		t.Errorf("help: %d %s", code, stdout)
+	}
+}
+
+func TestSecretsRotate(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "secrets")
+	if err := os.WriteFile(file, []byte("two\r\n\n three \n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := parse([]string{"--webhook-secret-file=" + file}, []string{"SLUICE_WEBHOOK_SECRET=one\n", "HOME=/nowhere"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.secrets()
+	if err != nil || string(bytes.Join(got, []byte("|"))) != "one|two|three" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if c.state != "/nowhere/.local/state/sluice" {
+		t.Errorf("state %q", c.state)
+	}
+}
+
+// program is the webhook as a process of its own, on an inherited socket.
+type program struct {
+	t        *testing.T
+	listener *os.File
+	url      string
+	state    string
+	gh       *githubtest.Server
+	cmd      *exec.Cmd
+	lifeline io.Closer
+	log      *bytes.Buffer
+}
+
+func newProgram(t *testing.T, gh *githubtest.Server) *program {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+	p := &program{t: t, listener: f, url: "http://" + l.Addr().String() + "/webhooks/github", state: t.TempDir(), gh: gh}
+	t.Cleanup(func() { _ = f.Close() })
+	return p
+}
+
+func (p *program) start() {
+	p.t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.lifeline, p.log = w, &bytes.Buffer{}
+	cmd := exec.Command(exe, "--listen-fd=3", "--lifeline-fd=4", "--state="+p.state, "--github-api-url="+p.gh.URL)
+	cmd.Env = []string{"BE_WEBHOOK=1", "SLUICE_WEBHOOK_SECRET=" + secret, "SLUICE_GITHUB_TOKEN=" + token}
+	cmd.ExtraFiles = []*os.File{p.listener, r}
+	cmd.Stderr = p.log
+	if err := cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	_ = r.Close()
+	p.cmd = cmd
+	p.t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = w.Close()
+	})
+}
+
+func (p *program) kill() {
+	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Wait()
+	_ = p.lifeline.Close()
+}
+
+// TestKilled kills the program again and again under commands, some of them
+// delivered twice: each takes effect exactly once.
+func TestKilled(t *testing.T) {
+	gh := githubtest.New(t)
+	gh.AddRepository(7, "acme", "fraud")
+	gh.AddPullRequest("acme/fraud", githubtest.PullRequest{Number: 41})
+	gh.SetPermission("acme/fraud", "alice", "write")
+	gh.AddFault(githubtest.Fault{Path: "/permission", Delay: 5 * time.Millisecond})
+	p := newProgram(t, gh)
+	log := slog.New(slog.DiscardHandler)
+	store, err := local.NewStore(p.state, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := rollout.Key{Namespace: "models", Name: "fraud"}
+	req := rollout.Request{ID: "set-up", Actor: "test", At: time.Now().Add(-time.Hour)}
+	if _, _, err := cluster.Edit(t.Context(), store, key, req, func(*rollout.Endpoint) (rollout.Op, error) {
+		return rollout.Deploy{Repositories: []int64{7}, Version: rollout.Version{
+			Name: "pr-41-0000001", Image: fmt.Sprintf("r.example/f@sha256:%064x", 1), Source: rollout.Source{RepositoryID: 7, PullRequest: 41},
+		}}, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	const n = 18 // the record keeps 20 changes where no control role moves them
+	p.start()
+	var wg sync.WaitGroup
+	client := &http.Client{Timeout: 15 * time.Second}
+	deliver := func(c chatops.Comment) bool {
+		resp, err := client.Do(githubtest.Delivery(p.url, secret, "issue_comment", "guid", githubtest.CommentEvent(c)))
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode/100 == 2
+	}
+	for i := range n {
+		c := gh.Comment(int64(100+i), "acme/fraud", 41, "alice", fmt.Sprintf("/hold number %d", i), time.Time{})
+		wg.Go(func() {
+			time.Sleep(time.Duration(rand.IntN(900)) * time.Millisecond)
+			for !deliver(c) { // as its sender's page offers: deliver again
+				time.Sleep(10 * time.Millisecond)
+			}
+			deliver(c)
+		})
+	}
+	kills := 0
+	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); kills++ {
+		time.Sleep(time.Duration(20+rand.IntN(150)) * time.Millisecond)
+		p.kill()
+		p.start()
+	}
+	wg.Wait()
+	journal, err := local.NewJournal(p.state, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(15 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		entries, err := journal.Entries(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := 0
+		for _, e := range entries {
+			if e.State == cluster.EntryDone {
+				done++
+			}
+		}
+		if done == n && len(entries) == n {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d of %d entries are done\n%s", done, n, p.log)
+		}
+	}
+	e, err := store.Get(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []string
+	for _, c := range e.Spec.Changes {
+		if strings.HasPrefix(c.ID, "c-") {
+			ids = append(ids, c.ID)
+		}
+	}
+	slices.Sort(ids)
+	if unique := slices.Compact(slices.Clone(ids)); len(ids) != n || len(unique) != n {
+		t.Errorf("%d changes, %d different ones; want %d: %v", len(ids), len(unique), n, ids)
+	}
+	t.Logf("%d kills, %d commands, %d replies", kills, n, len(gh.Comments("acme/fraud", 41)))
+
+	// The end of the lifeline is the end of the program.
+	_ = p.lifeline.Close()
+	ended := make(chan error, 1)
+	go func() { ended <- p.cmd.Wait() }()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("after its lifeline: %v\n%s", err, p.log)
+		}
+	case <-time.After(15 * time.Second):
+		t.Error("it outlives its lifeline")
+	}
+	if out := p.log.String(); strings.Contains(out, secret) || strings.Contains(out, token) {
+		t.Error("a secret is in the log")
+	}
+}
