@@ -23,7 +23,8 @@
 // The archive is an uncompressed POSIX (PAX) tar: modes 0644 or 0755 by the owner's
 // execute bit, times 0, owner and group 0 without names, entries in the order of
 // their paths' bytes. Its digest is the SHA-256 of these bytes. Compression, where
-// wanted, is put around it and never counts. (A system without execute
-// bits, Windows, cannot tell which files have them: archives made there have none.) After the project's files follow
-// links under .sluice/models that lay out the models for the script (see ModelDir).
+// wanted, is put around it and never counts. A system without execute bits, Windows,
+// cannot tell which files have them, so archives made there have none. After the
+// project's files follow links under .sluice/models that lay out the models for the
+// script (see ModelDir).
 package project
