@@ -59,7 +59,7 @@ func (x *exchange) readBody() (all bool, err error) {
 	for n <= want {
 		m, err := r.Body.Read(buf[n : want+1])
 		n += m
-		if err == io.EOF { //nolint:errorlint // bodies give it bare
+		if err == io.EOF {
 			x.body = buf[:n]
 			return true, nil
 		}
@@ -156,7 +156,7 @@ func (x *exchange) copyBody(conn *upstream.Conn) (replica bool, err error) {
 		}
 		n, err := x.r.Body.Read(buf)
 		part = buf[:n]
-		if err == io.EOF { //nolint:errorlint // bodies give it bare
+		if err == io.EOF {
 			x.bodyEnd = true
 		} else if err != nil {
 			return false, x.bodyError(err)

@@ -336,7 +336,6 @@ type gate struct {
 	served   atomic.Int64
 	refused  atomic.Int64
 	most     atomic.Int64
-	scale    int
 }
 
 func newGate(t testing.TB, slots int, h http.HandlerFunc) *gate {

@@ -327,7 +327,7 @@ func (c *call) run() (again bool, why dispatch.Why, ok bool) {
 			c.watch() // after the deadline, which must not undo it
 		}
 		// Even after a failed write there may be an answer: a refusal before the body was read.
-		resp, began, err := c.conn.Receive(method, false)
+		resp, began, err := c.conn.Receive(method, false) //nolint:bodyclose // the connection owns it
 		c.accepted = c.accepted || began
 		if err != nil {
 			return c.lost(err)
@@ -342,7 +342,7 @@ func (c *call) run() (again bool, why dispatch.Why, ok bool) {
 	if _, err := c.conn.Send(&c.headBuf, nil); err != nil {
 		return c.lost(err)
 	}
-	resp, began, err := c.conn.Receive(method, true)
+	resp, began, err := c.conn.Receive(method, true) //nolint:bodyclose // the connection owns it
 	c.accepted = began
 	if err != nil {
 		return c.lost(err)
@@ -357,7 +357,7 @@ func (c *call) run() (again bool, why dispatch.Why, ok bool) {
 		return c.lost(context.Canceled)
 	}
 	p := c.stream(c.conn)
-	resp, _, err = c.conn.Receive(method, false)
+	resp, _, err = c.conn.Receive(method, false) //nolint:bodyclose // the connection owns it
 	stopped := c.finish(p, c.conn)
 	switch {
 	case err != nil && !stopped && p.err != nil && !p.replica:
@@ -499,7 +499,7 @@ func (c *call) relay(resp *http.Response, complete bool, outcome dispatch.Outcom
 				flusher.Flush()
 			}
 		}
-		if err == io.EOF { //nolint:errorlint // bodies give it bare
+		if err == io.EOF {
 			break
 		}
 		if err != nil {

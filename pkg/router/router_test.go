@@ -974,7 +974,7 @@ func TestStreaming(t *testing.T) {
 		}
 	}
 	close(next)
-	if n, err := resp.Body.Read(buf); n != 0 || err != io.EOF { //nolint:errorlint // bodies give it bare
+	if n, err := resp.Body.Read(buf); n != 0 || err != io.EOF {
 		t.Errorf("got %d, %v", n, err)
 	}
 	if resp.Trailer.Get("X-Tokens") != "3" || resp.Trailer.Get("Sluice-Hidden") != "" {

@@ -74,7 +74,7 @@ func NewRecorder() *Recorder {
 // Elapsed monotonic time since the recorder's start.
 func (r *Recorder) Elapsed() time.Duration { return time.Since(r.start) }
 
-// Version's counters, made if there are none; keep them, to save the look-up.
+// Version gives a version's counters, made if there are none; keep them, to save the look-up.
 func (r *Recorder) Version(key VersionKey) *Version {
 	r.mu.RLock()
 	v := r.versions[key]
@@ -174,7 +174,7 @@ func (r *Recorder) Query(_ context.Context, endpoint rollout.Key, version string
 	return out, nil
 }
 
-// Version's counters. Safe for concurrent use.
+// Version is one version's counters. Safe for concurrent use.
 type Version struct {
 	key      VersionKey
 	recorder *Recorder

@@ -582,6 +582,21 @@ func TestUnreachableReplicasAreTriedAgain(t *testing.T) {
 	})
 }
 
+func TestConnectingIsNotWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, Options{}, ver("a", rollout.Control, 0))
+		w.ready("a", 2)
+		w.apply()
+		l := w.acquire("")
+		was := l.Replica()
+		time.Sleep(time.Second) // longer than the queue's patience
+		if err := l.Again(t.Context(), Unreachable); err != nil || l.Replica() == was {
+			t.Errorf("%v, at %s after %s", err, l.Replica(), was)
+		}
+		l.Free()
+	})
+}
+
 func TestIntegralsAreExact(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Options{}, ver("a", rollout.Control, 0))

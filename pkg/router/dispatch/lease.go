@@ -114,8 +114,12 @@ func (l *Lease) Again(ctx context.Context, why Why) error {
 		}
 		flipped = !v.removed && v.refresh()
 	}
-	if why == Busy || why == Leaving {
+	switch why {
+	case Busy, Leaving:
 		v.gateRefusals++
+	case Unreachable:
+		// A dead node answers nothing for a second: that is no waiting in line.
+		l.deadline += now - l.granted
 	}
 	var strays []*Lease
 	switch {
