@@ -2,7 +2,6 @@ package up
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -92,8 +91,7 @@ func (c *child) once(ctx context.Context) error {
 		return err
 	case <-time.After(c.drain):
 		_ = cmd.Process.Kill()
-		<-ended
-		return errors.New("it had to be killed")
+		return fmt.Errorf("it had to be killed: %w", <-ended)
 	}
 }
 
