@@ -245,7 +245,7 @@ func (s *Service) enqueue(j job) bool {
 		}
 	}
 	h := fnv.New32a()
-	fmt.Fprintf(h, "%d/%d", j.comment.Repository.ID, j.comment.PullRequest)
+	_, _ = fmt.Fprintf(h, "%d/%d", j.comment.Repository.ID, j.comment.PullRequest)
 	s.lane[h.Sum32()%lanes].put(j)
 	return true
 }
