@@ -32,8 +32,12 @@ type Archives struct {
 
 // NewArchives uses, and makes if need be, the archives of a state directory.
 func NewArchives(dir string, log *slog.Logger) (*Archives, error) {
+	dir, err := filepath.Abs(dir) // trees are handed to processes that run elsewhere
+	if err != nil {
+		return nil, fmt.Errorf("open archives: %w", err)
+	}
 	a := &Archives{archives: filepath.Join(dir, "archives"), projects: filepath.Join(dir, "projects"), log: log}
-	err := errors.Join(makeDir(a.archives), makeDir(a.projects))
+	err = errors.Join(makeDir(a.archives), makeDir(a.projects))
 	if err == nil {
 		a.lock, err = newDirLock(dir, "archives")
 	}

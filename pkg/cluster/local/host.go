@@ -55,6 +55,11 @@ func (o HostOptions) complete() (HostOptions, error) {
 	if o.Dir == "" || len(o.RunnerCommand) == 0 || o.Logger == nil {
 		return o, errors.New("a host needs a state directory, a runner command and a logger")
 	}
+	dir, err := filepath.Abs(o.Dir) // replicas have working directories of their own
+	if err != nil {
+		return o, err
+	}
+	o.Dir = dir
 	if o.Env == nil {
 		o.Env = os.Environ()
 	}
@@ -129,6 +134,12 @@ type fleet struct {
 // NewHost starts a host, which has the state directory for itself, and ends what an
 // earlier one left alive.
 func NewHost(o HostOptions) (*Host, error) {
+	if !canHost {
+		return nil, &rollout.Error{
+			Reason: rollout.ReasonNotSupportedYet, Message: "replicas cannot run on this system",
+			Hint: "use Linux or macOS, or Kubernetes with --target kubernetes",
+		}
+	}
 	o, err := o.complete()
 	if err != nil {
 		return nil, fmt.Errorf("start host: %w", err)
@@ -158,7 +169,7 @@ func (h *Host) takeOver() error {
 	if before, _, err := readBounded(path, 128); err == nil {
 		if run := strings.TrimSpace(string(before)); run != "" {
 			if err := sweep(run + "/"); err != nil {
-				return err
+				h.log.Error("end what an earlier host left behind", "err", err)
 			}
 		}
 	}

@@ -590,7 +590,7 @@ func TestClientOutlivesTheSupervisor(t *testing.T) {
 	eventually(t, 5*time.Second, "the fleet", func() error {
 		fs, err := c.Fleets(t.Context())
 		if err != nil || len(fs) != 1 || fs[0].Count(cluster.ReplicaReady) != 2 {
-			return fmt.Errorf("fleets are %+v, %v", fs, err)
+			return fmt.Errorf("fleets are %+v, %w", fs, err)
 		}
 		return nil
 	})

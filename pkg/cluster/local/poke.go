@@ -2,6 +2,8 @@ package local
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -44,9 +46,9 @@ func (p *poker) add(dir string) {
 		return
 	}
 	if err := p.notify.Add(dir); err != nil {
-		if !p.added[dir] {
+		if !p.added[dir] && !errors.Is(err, fs.ErrNotExist) {
 			p.log.Warn("watch directory: polling it instead", "dir", dir, "err", err)
-			p.poll = pollBlind
+			p.added[dir], p.poll = true, pollBlind
 		}
 		return
 	}

@@ -128,9 +128,6 @@ func (p *process) terminate() { _ = p.cmd.Process.Signal(syscall.SIGTERM) }
 
 func (p *process) kill() { _ = p.cmd.Process.Kill() }
 
-// killGroup ends what the process started and left in its group.
-func (p *process) killGroup() { _ = syscall.Kill(-p.pid(), syscall.SIGKILL) }
-
 // how it ended, in words.
 func (p *process) how() string {
 	if p.state == nil {

@@ -188,6 +188,32 @@ func TestProjectWithAScript(t *testing.T) {
 	if b, err := io.ReadAll(resp.Body); err != nil || strings.TrimSpace(string(b)) != `{"got": "[1]"}` {
 		t.Errorf("answer %q, %v", b, err)
 	}
+	// kill -9 of the gate takes the worker with it, and both come again.
+	before := replicaProcesses(t, ready.Name)
+	gate := 0
+	for pid, cmd := range before {
+		if strings.Contains(cmd, "role=gate") {
+			gate = pid
+		}
+	}
+	if len(before) != 2 || gate == 0 {
+		t.Fatalf("processes are %v, want a gate and a worker", before)
+	}
+	if err := syscall.Kill(gate, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, "ready after kill -9 of the gate", func() error {
+		s := fleet(t, h)
+		if s.Count(cluster.ReplicaReady) != 1 || s.Replicas[0].Restarts != 1 {
+			return fmt.Errorf("fleet is %+v", s)
+		}
+		return nil
+	})
+	for pid := range replicaProcesses(t, ready.Name) {
+		if before[pid] != "" {
+			t.Errorf("process %d (%s) outlived its gate", pid, before[pid])
+		}
+	}
 	logs, err := h.Logs(t.Context(), v1, cluster.LogOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -366,4 +392,17 @@ func TestDigestOf(t *testing.T) {
 			t.Errorf("%q: %v, want invalid", bad, err)
 		}
 	}
+}
+
+// replicaProcesses are those of one replica, by process id.
+func replicaProcesses(t *testing.T, name string) map[int]string {
+	t.Helper()
+	out := map[int]string{}
+	for pid, cmd := range withEnv(t, "SLUICE_REPLICA=") {
+		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		if err == nil && strings.Contains(string(env), "/"+name+"\x00") {
+			out[pid] = cmd
+		}
+	}
+	return out
 }

@@ -155,7 +155,9 @@ func (s *fleetServer) answer(w http.ResponseWriter, err error) {
 		fail(w, err)
 		return
 	}
-	seq, _ := s.host.snapshot()
+	s.host.mu.Lock()
+	seq := s.host.seq
+	s.host.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(applied{Run: s.host.run, Seq: seq})
 }

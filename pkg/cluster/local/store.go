@@ -12,6 +12,7 @@
 //	archives/SHA256.tar            projects as they were shipped (Archives)
 //	projects/SHA256/               … unpacked
 //	logs/NAMESPACE/ENDPOINT/VERSION/REPLICA.log
+//	run/fleet.sock                 the supervisor's Host, for the others (Serve, Dial)
 //	locks/                         what is locked by flock(2)
 package local
 
@@ -30,6 +31,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -77,9 +79,9 @@ type record struct {
 	good    *stored // the last valid content; nil if there was none
 	problem error   // of the present content
 	gone    time.Time
-	// told is the state that watchers were told about, stamp the file's when it was looked at.
-	told  string
-	stamp string
+	// told is the state that watchers were told about, seen the file as it was looked at then.
+	told string
+	seen fs.FileInfo
 }
 
 var _ cluster.Store = (*Store)(nil)
@@ -278,7 +280,7 @@ func (s *Store) keys() ([]rollout.Key, error) {
 	found := map[rollout.Key]bool{}
 	for ns := range s.namespaces() {
 		entries, err := os.ReadDir(filepath.Join(s.root, ns))
-		if errors.Is(err, fs.ErrNotExist) || isNotDir(err) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 			continue
 		}
 		if err != nil {
@@ -555,13 +557,13 @@ func (s *Store) lookAll(ctx context.Context, p *poker, changed map[string]bool) 
 	}
 	for _, key := range keys {
 		path := s.path(key)
-		stamp := ""
-		if info, err := os.Stat(path); err == nil {
-			stamp = fmt.Sprint(info.ModTime().UnixNano(), " ", info.Size(), " ", inode(info))
+		info, err := os.Stat(path)
+		if err != nil {
+			info = nil
 		}
 		s.mu.Lock()
 		r := s.known[key]
-		same := r != nil && stamp != "" && r.stamp == stamp && !changed[path]
+		same := r != nil && sameStat(r.seen, info) && !changed[path]
 		s.mu.Unlock()
 		if same {
 			continue
@@ -570,8 +572,8 @@ func (s *Store) lookAll(ctx context.Context, p *poker, changed map[string]bool) 
 		s.mu.Lock()
 		tell := errors.Is(err, cluster.ErrNotFound)
 		if r := s.known[key]; r != nil && err == nil {
-			if r.stamp = stamp; l.again > 0 {
-				r.stamp = ""
+			if r.seen = info; l.again > 0 {
+				r.seen = nil
 				again = max(again, l.again)
 			}
 			tell = r.told != r.state()
@@ -583,6 +585,10 @@ func (s *Store) lookAll(ctx context.Context, p *poker, changed map[string]bool) 
 		}
 	}
 	return again
+}
+
+func sameStat(a, b fs.FileInfo) bool {
+	return a != nil && b != nil && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime()) && os.SameFile(a, b)
 }
 
 func sameJSON(a, b any) bool {

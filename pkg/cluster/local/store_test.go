@@ -573,7 +573,7 @@ func TestHandMadeFile(t *testing.T) {
 	}
 	eventually(t, 3*time.Second, "the removal", func() error {
 		if _, err := s.Get(t.Context(), fraud); !errors.Is(err, cluster.ErrNotFound) {
-			return fmt.Errorf("get: %v", err)
+			return fmt.Errorf("get: %w", err)
 		}
 		return nil
 	})
