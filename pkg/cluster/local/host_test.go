@@ -524,6 +524,40 @@ func TestKillMinusNineOfTheSupervisor(t *testing.T) {
 	}
 }
 
+// Killed while it starts replicas, at whatever moment, it leaves none either.
+func TestKillMinusNineWhileStarting(t *testing.T) {
+	dir := shortDir(t)
+	for i := range 6 {
+		cmd := process(t, "host", dir, "works", "6")
+		if _, err := cmd.StdinPipe(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 10*time.Second, "a first replica", func() error {
+			if _, err := os.Stat(filepath.Join(dir, "locks", "host-run")); err != nil {
+				return err
+			}
+			if len(marked(t, dir)) == 0 {
+				return errors.New("there is none")
+			}
+			return nil
+		})
+		time.Sleep(time.Duration(i) * 2 * time.Millisecond)
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		eventually(t, 5*time.Second, "no replicas", func() error {
+			if m := marked(t, dir); len(m) > 0 {
+				return fmt.Errorf("processes: %v", m)
+			}
+			return nil
+		})
+	}
+}
+
 // What outlives even that, because a model moved it out of its session, ends when the
 // next host starts; and nothing else does.
 func TestLeftoversOfAKilledSupervisor(t *testing.T) {

@@ -168,6 +168,7 @@ func TestProjectWithAScript(t *testing.T) {
 	if r.Reason != rollout.ReasonInitFailed || !strings.Contains(r.Message, "ValueError: no model here") {
 		t.Errorf("failed with %s %q", r.Reason, r.Message)
 	}
+	begin := time.Now()
 	if err := h.Apply(t.Context(), cluster.FleetSpec{Key: v1, Image: works, Revision: "r2"}); err != nil {
 		t.Fatal(err)
 	}
@@ -180,6 +181,7 @@ func TestProjectWithAScript(t *testing.T) {
 		ready = s.Replicas[0]
 		return nil
 	})
+	t.Logf("applied to ready, with unpacking and Python's start: %s", time.Since(begin).Round(time.Millisecond))
 	resp, err := http.Post("http://"+ready.Address+"/score", "application/json", strings.NewReader(`[1]`))
 	if err != nil {
 		t.Fatal(err)

@@ -47,9 +47,12 @@ const (
 	settleTime = 50 * time.Millisecond
 	// settleLimit is when an edit counts although the file never rests.
 	settleLimit = time.Second
-	// vanishTime is how long a file must be gone before its endpoint is: editors that
-	// replace a file may remove the old one first.
-	vanishTime = 100 * time.Millisecond
+	// vanishTime is how long a file must be gone before its endpoint is, unless Delete left
+	// its mark: editors and copying tools that replace a file may remove the old one first, and what
+	// follows the end of an endpoint (its fleets and keys go) cannot be undone.
+	vanishTime = time.Second
+	// deletedPrefix begins the name of the mark that Delete leaves and Create removes.
+	deletedPrefix = ".deleted-"
 )
 
 // Store keeps each endpoint in a YAML file that people may read and edit.
@@ -57,8 +60,9 @@ const (
 // An edit by hand that is invalid is refused: in this process readers go on with
 // the last good content, the mistake is logged once and Problems gives it. A spec can still be
 // written over it (a rollback must not wait for a typing mistake); the refused text is then
-// kept beside it as NAME.yaml.rejected. Status is not written over it. A process that has
-// never seen good content fails to Get with *FileError, and List leaves the endpoint out.
+// kept beside it as NAME.yaml.rejected. A status is not: until the file is good again, or its
+// spec is written, it is kept in this process's memory only. A process that has never seen good
+// content fails to Get with *FileError, and List leaves the endpoint out.
 type Store struct {
 	root string
 	log  *slog.Logger
@@ -74,6 +78,8 @@ type Store struct {
 
 // record is what this process knows of one endpoint's file.
 type record struct {
+	// unsaved counts the statuses kept in memory only.
+	unsaved int
 	sum     [sha256.Size]byte
 	judged  bool
 	good    *stored // the last valid content; nil if there was none
@@ -184,7 +190,12 @@ func (s *Store) look(ctx context.Context, key rollout.Key, writing bool) (looked
 			if r.good != nil && r.gone.IsZero() {
 				r.gone = time.Now()
 			}
-			if r.good != nil && time.Since(r.gone) < vanishTime {
+			if left := vanishTime - time.Since(r.gone); r.good != nil && left > 0 && !s.deleted(key) {
+				if !writing {
+					l := looked{good: r.good, problem: r.problem, again: left}
+					s.mu.Unlock()
+					return l, nil
+				}
 				wait = 5 * time.Millisecond
 				break
 			}
@@ -243,7 +254,7 @@ func (s *Store) judge(key rollout.Key, r *record, data []byte, sum [sha256.Size]
 	if r.problem != nil {
 		s.log.Info("endpoint file is good again", "endpoint", key.String())
 	}
-	r.good, r.problem = st, nil
+	r.good, r.problem, r.unsaved = st, nil, 0
 	return looked{good: r.good}
 }
 
@@ -258,6 +269,16 @@ func (s *Store) refuse(key rollout.Key, r *record, err error) looked {
 	}
 	r.problem = err
 	return looked{good: r.good, problem: err}
+}
+
+func (s *Store) deletedMark(key rollout.Key) string {
+	return filepath.Join(s.root, key.Namespace, deletedPrefix+key.Name)
+}
+
+// deleted says whether a file that is not there was removed by Delete.
+func (s *Store) deleted(key rollout.Key) bool {
+	_, err := os.Lstat(s.deletedMark(key))
+	return err == nil
 }
 
 // namespaces are the directories that can be namespaces.
@@ -331,8 +352,10 @@ func (s *Store) Create(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpo
 			}
 		}
 		var err error
-		out, err = s.write(key, next, 1)
-		return err
+		if out, err = s.write(key, next, 1); err != nil {
+			return err
+		}
+		return remove(s.deletedMark(key))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("create endpoint %s: %w", key, err)
@@ -342,7 +365,7 @@ func (s *Store) Create(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpo
 
 // Update implements cluster.Writer.
 func (s *Store) Update(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpoint, error) {
-	return s.change(ctx, "update", e, func(l looked, next *rollout.Endpoint) (bool, error) {
+	return s.change(ctx, "update", e, s.write, func(l looked, next *rollout.Endpoint) (bool, error) {
 		if err := e.Spec.Validate(); err != nil {
 			return false, err
 		}
@@ -367,10 +390,13 @@ func (s *Store) Update(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpo
 
 // UpdateStatus implements cluster.Writer.
 func (s *Store) UpdateStatus(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpoint, error) {
-	return s.change(ctx, "update status of", e, func(l looked, next *rollout.Endpoint) (bool, error) {
-		if l.problem != nil {
-			return false, l.problem
+	store := func(key rollout.Key, next *rollout.Endpoint, counter int64) (*rollout.Endpoint, error) {
+		if out, kept := s.keepStatus(key, next); kept {
+			return out, nil
 		}
+		return s.write(key, next, counter)
+	}
+	return s.change(ctx, "update status of", e, store, func(l looked, next *rollout.Endpoint) (bool, error) {
 		if sameJSON(next.Status, e.Status) {
 			return false, nil
 		}
@@ -396,6 +422,9 @@ func (s *Store) Delete(ctx context.Context, key rollout.Key, resourceVersion str
 		case resourceVersion != l.good.endpoint.Metadata.ResourceVersion:
 			return cluster.ErrConflict
 		}
+		if err := os.WriteFile(s.deletedMark(key), nil, fileMode); err != nil {
+			return err
+		}
 		if err := os.Remove(s.path(key)); err != nil {
 			return err
 		}
@@ -417,7 +446,7 @@ func (s *Store) Delete(ctx context.Context, key rollout.Key, resourceVersion str
 
 // change is the way of every write to an endpoint that is there: under the lock,
 // from what is in force, if the caller saw just that.
-func (s *Store) change(ctx context.Context, verb string, e *rollout.Endpoint, apply func(l looked, next *rollout.Endpoint) (bool, error)) (*rollout.Endpoint, error) {
+func (s *Store) change(ctx context.Context, verb string, e *rollout.Endpoint, store func(rollout.Key, *rollout.Endpoint, int64) (*rollout.Endpoint, error), apply func(l looked, next *rollout.Endpoint) (bool, error)) (*rollout.Endpoint, error) {
 	key := e.Key()
 	if err := cluster.ValidateKey(key); err != nil {
 		return nil, fmt.Errorf("%s endpoint %s: %w: %w", verb, key, cluster.ErrNotFound, err)
@@ -444,13 +473,43 @@ func (s *Store) change(ctx context.Context, verb string, e *rollout.Endpoint, ap
 			out = next
 			return nil
 		}
-		out, err = s.write(key, next, l.good.counter+1)
+		out, err = store(key, next, l.good.counter+1)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s endpoint %s: %w", verb, key, err)
 	}
 	return out, nil
+}
+
+// keepStatus keeps next, whose status is new, in memory if the file is refused at present.
+func (s *Store) keepStatus(key rollout.Key, next *rollout.Endpoint) (*rollout.Endpoint, bool) {
+	s.mu.Lock()
+	r := s.known[key]
+	if r == nil || r.good == nil || r.problem == nil {
+		s.mu.Unlock()
+		return nil, false
+	}
+	if r.unsaved++; r.unsaved == 1 {
+		s.log.Warn("endpoint file is refused: its status is kept in memory until it is mended", "endpoint", key.String())
+	}
+	// What cannot be written must not be kept either.
+	data, err := encodeEndpoint(next, r.good.counter)
+	if err == nil {
+		_, err = decodeEndpoint(s.path(key), key, data, time.Now())
+	}
+	if err != nil {
+		s.mu.Unlock()
+		return nil, false // and write says so
+	}
+	version, _, _ := strings.Cut(r.good.endpoint.Metadata.ResourceVersion, ".")
+	next = next.Clone()
+	next.Metadata.ResourceVersion = fmt.Sprintf("%s.%d", version, r.unsaved)
+	r.good = &stored{endpoint: next, counter: r.good.counter}
+	r.told = r.state()
+	s.mu.Unlock()
+	s.hub.Changed(key)
+	return next.Clone(), true
 }
 
 const rejectedSuffix = ".rejected"
@@ -483,7 +542,7 @@ func (s *Store) write(key rollout.Key, e *rollout.Endpoint, counter int64) (*rol
 		r = &record{}
 		s.known[key] = r
 	}
-	r.sum, r.judged, r.good, r.problem, r.gone = sha256.Sum256(data), true, st, nil, time.Time{}
+	r.sum, r.judged, r.good, r.problem, r.gone, r.unsaved = sha256.Sum256(data), true, st, nil, time.Time{}, 0
 	r.told = r.state()
 	s.mu.Unlock()
 	s.hub.Changed(key)

@@ -422,10 +422,23 @@ func TestInvalidEdit(t *testing.T) {
 		t.Errorf("fresh update: %v, want the mistake", err)
 	}
 
-	// The status is not written over an edit, the spec is, and the edit is kept.
-	e.Status.Demand = "7"
-	if _, err := s.UpdateStatus(t.Context(), e); err == nil || !strings.Contains(err.Error(), place) {
-		t.Errorf("update of the status with a broken file: %v, want the mistake", err)
+	// The status is not written over an edit but kept in memory; the spec is, and the edit is kept.
+	stale := e.Clone()
+	for i := range 3 {
+		e.Status.Demand = fmt.Sprint(i)
+		if e, err = s.UpdateStatus(t.Context(), e); err != nil {
+			t.Fatalf("update of the status with a broken file: %v", err)
+		}
+		if got, err := s.Get(t.Context(), fraud); err != nil || !cmp.Equal(e, got) {
+			t.Errorf("after an update of the status with a broken file: %v\n%s", err, cmp.Diff(e, got))
+		}
+	}
+	if now, err := os.ReadFile(path); err != nil || string(now) != string(broken) {
+		t.Errorf("a status was written over the edit: %v", err)
+	}
+	stale.Status.Demand = "x"
+	if _, err := s.UpdateStatus(t.Context(), stale); !errors.Is(err, cluster.ErrConflict) {
+		t.Errorf("update of an old status with a broken file: %v, want a conflict", err)
 	}
 	e.Spec.Hold = &rollout.Mark{Reason: "rolled back"}
 	now, err := s.Update(t.Context(), e)
@@ -435,8 +448,8 @@ func TestInvalidEdit(t *testing.T) {
 	if kept, err := os.ReadFile(path + ".rejected"); err != nil || string(kept) != string(broken) {
 		t.Errorf("the refused edit was not kept: %v", err)
 	}
-	if got, err := fresh.Get(t.Context(), fraud); err != nil || got.Metadata.ResourceVersion != now.Metadata.ResourceVersion {
-		t.Errorf("after the spec was written: %v", err)
+	if got, err := fresh.Get(t.Context(), fraud); err != nil || !cmp.Equal(got, now) || got.Status.Demand != "2" {
+		t.Errorf("after the spec was written: %v\n%s", err, cmp.Diff(now, got))
 	}
 	if len(s.Problems()) != 0 {
 		t.Errorf("problems after the spec was written: %v", s.Problems())
@@ -568,15 +581,70 @@ func TestHandMadeFile(t *testing.T) {
 	if after.Metadata.UID != m.UID || after.Metadata.Generation != 1 || !after.Metadata.CreationTimestamp.Equal(m.CreationTimestamp) {
 		t.Errorf("the first write changed metadata from %+v to %+v", m, after.Metadata)
 	}
+	for len(changes) > 0 {
+		<-changes
+	}
+	// Removed by hand it is gone, though not at once: it may be about to come back.
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 3*time.Second, "the removal", func() error {
-		if _, err := s.Get(t.Context(), fraud); !errors.Is(err, cluster.ErrNotFound) {
-			return fmt.Errorf("get: %w", err)
+	begin := time.Now()
+	if _, err := s.Get(t.Context(), fraud); err != nil {
+		t.Errorf("get right after the removal: %v", err)
+	}
+	if l, err := s.List(t.Context()); err != nil || len(l) != 1 {
+		t.Errorf("list right after the removal: %v, %v", l, err)
+	}
+	for {
+		select {
+		case <-changes:
+		case <-time.After(5 * time.Second):
+			t.Fatal("watch did not tell of the removal")
 		}
-		return nil
-	})
+		if _, err := s.Get(t.Context(), fraud); errors.Is(err, cluster.ErrNotFound) {
+			break
+		}
+	}
+	if took := time.Since(begin); took < 500*time.Millisecond {
+		t.Errorf("gone after %s", took)
+	}
+}
+
+// What the store removed is gone at once, in every process.
+func TestDeleteIsSeenAtOnce(t *testing.T) {
+	dir, _, s, e := file(t)
+	other := newStore(t, dir)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	changes, err := other.Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-changes
+	for range 3 {
+		begin := time.Now()
+		if err := s.Delete(t.Context(), fraud, ""); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := other.Get(t.Context(), fraud); !errors.Is(err, cluster.ErrNotFound) {
+			t.Errorf("get right after Delete in another store: %v", err)
+		}
+		for {
+			<-changes
+			if _, err := other.Get(t.Context(), fraud); errors.Is(err, cluster.ErrNotFound) {
+				break
+			}
+		}
+		if took := time.Since(begin); took > 700*time.Millisecond {
+			t.Errorf("Delete to event took %s", took)
+		}
+		if e, err = s.Create(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := other.Get(t.Context(), fraud); err != nil {
+			t.Errorf("get right after Create in another store: %v", err)
+		}
+	}
 }
 
 func TestForeignFilesAreLeftAlone(t *testing.T) {
