@@ -65,7 +65,7 @@ func quantile(all []answer, q float64) time.Duration {
 // TestBenchRouter compares a request through the router with one sent to a replica directly.
 func TestBenchRouter(t *testing.T) {
 	s := start(t)
-	const settings = "version: {replicas: 1, concurrency: {maxConcurrentRequests: 16}}\n"
+	const settings = "version: {replicas: 1, concurrency: {maxConcurrentRequests: 64}}\n"
 	s.must("deploy", "--version", "v", project(t, "echo", "v", settings, ""))
 	s.must("wait", "echo", "v", "--for=ready")
 	ps := processes(s.state, up("runner"))

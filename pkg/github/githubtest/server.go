@@ -118,7 +118,7 @@ func New(t testing.TB) *Server {
 	return s
 }
 
-// AddRepository, or change its id.
+// AddRepository adds a repository, or changes its id.
 func (s *Server) AddRepository(id int64, owner, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

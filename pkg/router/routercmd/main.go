@@ -10,15 +10,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
-	"os"
-	"path/filepath"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/sluice-dev/sluice/pkg/autoscale"
 	"github.com/sluice-dev/sluice/pkg/cluster/local"
+	"github.com/sluice-dev/sluice/pkg/process"
 	"github.com/sluice-dev/sluice/pkg/router"
 	"github.com/sluice-dev/sluice/pkg/telemetry"
 )
@@ -92,12 +88,8 @@ func Main(ctx context.Context, args, env []string, stdout, stderr io.Writer) int
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
-	if c.lifelineFD >= 0 {
-		var stop context.CancelFunc
-		ctx, stop = context.WithCancel(ctx)
-		defer stop()
-		go follow(ctx, inherited(c.lifelineFD, "lifeline"), stop)
-	}
+	ctx, stop := process.WithLifeline(ctx, c.lifelineFD)
+	defer stop()
 	if err := run(ctx, c, log); err != nil {
 		_, _ = fmt.Fprintf(stderr, "router: %v\n", err)
 		return exitFailed
@@ -107,46 +99,17 @@ func Main(ctx context.Context, args, env []string, stdout, stderr io.Writer) int
 
 func parse(args, env []string) (config, error) {
 	var c config
-	vars := map[string]string{}
-	for _, kv := range env {
-		name, value, _ := strings.Cut(kv, "=")
-		vars[name] = value
-	}
-	f := newFlags(&c, io.Discard)
-	if err := f.Parse(args); err != nil {
+	if err := process.Parse(newFlags(&c, io.Discard), args, env, "SLUICE_"); err != nil {
 		return c, err
-	}
-	if f.NArg() > 0 {
-		return c, fmt.Errorf("unexpected argument %q", f.Arg(0))
-	}
-	given := map[string]bool{}
-	f.Visit(func(fl *flag.Flag) { given[fl.Name] = true })
-	var failed error
-	f.VisitAll(func(fl *flag.Flag) {
-		name := "SLUICE_" + strings.ToUpper(strings.ReplaceAll(fl.Name, "-", "_"))
-		if value := vars[name]; value != "" && !given[fl.Name] {
-			if err := f.Set(fl.Name, value); err != nil && failed == nil {
-				failed = fmt.Errorf("%s: %w", name, err)
-			}
-		}
-	})
-	if failed != nil {
-		return c, failed
 	}
 	if c.connections < 1 {
 		return c, fmt.Errorf("--max-connections is %d; use a number above 0", c.connections)
 	}
+	var err error
 	if c.state == "" {
-		base := vars["XDG_STATE_HOME"]
-		if base == "" && vars["HOME"] != "" {
-			base = filepath.Join(vars["HOME"], ".local", "state")
-		}
-		if base == "" {
-			return c, errors.New("there is no home directory: name the state directory with --state")
-		}
-		c.state = filepath.Join(base, "sluice")
+		c.state, err = process.StateDir(env)
 	}
-	return c, nil
+	return c, err
 }
 
 // run wires the router with the state directory and the supervisor's fleets.
@@ -162,11 +125,11 @@ func run(ctx context.Context, c config, log *slog.Logger) (err error) {
 	fleets := local.Dial(local.FleetSocket(c.state), log)
 	defer func() { err = errors.Join(err, fleets.Close()) }()
 
-	ln, err := listener(c.listenFD, c.address)
+	ln, err := process.Listener(c.listenFD, c.address)
 	if err != nil {
 		return err
 	}
-	admin, err := listener(c.adminFD, c.admin)
+	admin, err := process.Listener(c.adminFD, c.admin)
 	if err != nil {
 		return errors.Join(err, ln.Close())
 	}
@@ -178,61 +141,9 @@ func run(ctx context.Context, c config, log *slog.Logger) (err error) {
 	if c.autoscale {
 		o.Background = append(o.Background, func(ctx context.Context, r *router.Router) error {
 			return autoscale.Run(ctx, autoscale.Options{
-				Endpoints: store, Fleets: fleets, Scaler: fleets, Routers: only{r}, Logger: log,
+				Endpoints: store, Fleets: fleets, Scaler: fleets, Routers: telemetry.Reporters{r}, Logger: log,
 			})
 		})
 	}
 	return router.Run(ctx, o)
-}
-
-// only is the one router of this machine.
-type only struct{ telemetry.Reporter }
-
-// Reports implements autoscale.Routers.
-func (o only) Reports(ctx context.Context) ([]telemetry.Report, error) {
-	r, err := o.Report(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return []telemetry.Report{r}, nil
-}
-
-func listener(fd int, address string) (net.Listener, error) {
-	if fd < 0 {
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			return nil, fmt.Errorf("listen on %s: %w", address, err)
-		}
-		return l, nil
-	}
-	file := inherited(fd, "listener")
-	l, err := net.FileListener(file)
-	_ = file.Close() // the listener has its own descriptor
-	if err != nil {
-		return nil, fmt.Errorf("take over descriptor %d: %w", fd, err)
-	}
-	return l, nil
-}
-
-// inherited is a descriptor that the parent process passed on.
-func inherited(fd int, name string) *os.File {
-	syscall.CloseOnExec(fd)
-	return os.NewFile(uintptr(fd), name)
-}
-
-// follow calls stop when the file ends: whoever holds its other end is gone.
-func follow(ctx context.Context, lifeline *os.File, stop func()) {
-	var b [64]byte
-	for ctx.Err() == nil {
-		_, err := lifeline.Read(b[:])
-		// Another process with the same pipe may have made it non-blocking.
-		if errors.Is(err, syscall.EAGAIN) {
-			time.Sleep(50 * time.Millisecond)
-			continue
-		}
-		if err != nil {
-			stop()
-			return
-		}
-	}
 }

@@ -50,7 +50,7 @@ def run(data, request_headers):
         return {"echo": ask}
     do = ask["do"]
     if do == "context":
-        return {"argv": sys.argv, "cwd": os.getcwd(), "env": {k: v for k, v in os.environ.items() if "ML_" in k or "SLUICE" in k},
+        return {"argv": sys.argv, "cwd": os.getcwd(), "env": {k: v for k, v in os.environ.items() if "ML_" in k or k.startswith("SLUICE_RUNNER")},
                 "main": threading.current_thread() is threading.main_thread(), "module": __name__, "pid": os.getpid(),
                 "inits": STARTED, "path": sys.path[:3]}
     if do == "headers":

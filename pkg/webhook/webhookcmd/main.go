@@ -11,16 +11,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/sluice-dev/sluice/pkg/cluster/local"
 	"github.com/sluice-dev/sluice/pkg/github"
+	"github.com/sluice-dev/sluice/pkg/process"
 	"github.com/sluice-dev/sluice/pkg/webhook"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -67,7 +65,7 @@ type config struct {
 	routerAdmin string
 	scoringURL  string
 
-	env map[string]string
+	env []string
 }
 
 func newFlags(c *config, out io.Writer) *flag.FlagSet {
@@ -111,12 +109,8 @@ func Main(ctx context.Context, args, env []string, stdout, stderr io.Writer) int
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
-	if c.lifelineFD >= 0 {
-		var stop context.CancelFunc
-		ctx, stop = context.WithCancel(ctx)
-		defer stop()
-		go follow(ctx, inherited(c.lifelineFD, "lifeline"), stop)
-	}
+	ctx, stop := process.WithLifeline(ctx, c.lifelineFD)
+	defer stop()
 	if err := run(ctx, c, log); err != nil {
 		_, _ = fmt.Fprintf(stderr, "webhook: %v\n", err)
 		if refusal := new(rollout.Error); errors.As(err, &refusal) {
@@ -128,43 +122,15 @@ func Main(ctx context.Context, args, env []string, stdout, stderr io.Writer) int
 }
 
 func parse(args, env []string) (config, error) {
-	c := config{env: map[string]string{}}
-	for _, kv := range env {
-		name, value, _ := strings.Cut(kv, "=")
-		c.env[name] = value
-	}
-	f := newFlags(&c, io.Discard)
-	if err := f.Parse(args); err != nil {
+	c := config{env: env}
+	if err := process.Parse(newFlags(&c, io.Discard), args, env, "SLUICE_"); err != nil {
 		return c, err
 	}
-	if f.NArg() > 0 {
-		return c, fmt.Errorf("unexpected argument %q", f.Arg(0))
-	}
-	given := map[string]bool{}
-	f.Visit(func(fl *flag.Flag) { given[fl.Name] = true })
-	var failed error
-	f.VisitAll(func(fl *flag.Flag) {
-		name := "SLUICE_" + strings.ToUpper(strings.ReplaceAll(fl.Name, "-", "_"))
-		if value := c.env[name]; value != "" && !given[fl.Name] {
-			if err := f.Set(fl.Name, value); err != nil && failed == nil {
-				failed = fmt.Errorf("%s: %w", name, err)
-			}
-		}
-	})
-	if failed != nil {
-		return c, failed
-	}
+	var err error
 	if c.state == "" {
-		base := c.env["XDG_STATE_HOME"]
-		if base == "" && c.env["HOME"] != "" {
-			base = filepath.Join(c.env["HOME"], ".local", "state")
-		}
-		if base == "" {
-			return c, errors.New("there is no home directory: name the state directory with --state")
-		}
-		c.state = filepath.Join(base, "sluice")
+		c.state, err = process.StateDir(env)
 	}
-	return c, nil
+	return c, err
 }
 
 // run wires what the roles need on this machine.
@@ -196,33 +162,16 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		o.Control = func(ctx context.Context) error { return runControl(ctx, c, o, log) }
 	}
 	if slices.Contains(roles, webhook.RoleGitHub) || slices.Contains(roles, webhook.RoleAPI) {
-		if o.Listener, err = c.listener(); err != nil {
+		if o.Listener, err = process.Listener(c.listenFD, c.listen); err != nil {
 			return err
 		}
 	}
 	return webhook.Run(ctx, o)
 }
 
-func (c config) listener() (net.Listener, error) {
-	if c.listenFD < 0 {
-		l, err := net.Listen("tcp", c.listen)
-		if err != nil {
-			return nil, fmt.Errorf("listen on %s: %w", c.listen, err)
-		}
-		return l, nil
-	}
-	file := inherited(c.listenFD, "listener")
-	l, err := net.FileListener(file)
-	_ = file.Close() // the listener has its own descriptor
-	if err != nil {
-		return nil, fmt.Errorf("take over descriptor %d: %w", c.listenFD, err)
-	}
-	return l, nil
-}
-
 // secrets of the webhook, from the environment and the file.
 func (c config) secrets() ([][]byte, error) {
-	all := []byte(c.env["SLUICE_WEBHOOK_SECRET"])
+	all := []byte(process.Getenv(c.env, "SLUICE_WEBHOOK_SECRET"))
 	if c.secretFile != "" {
 		b, err := readSecret(c.secretFile)
 		if err != nil {
@@ -240,7 +189,7 @@ func (c config) secrets() ([][]byte, error) {
 }
 
 func (c config) client(log *slog.Logger) (*github.Client, error) {
-	o := github.ClientOptions{BaseURL: c.apiURL, Token: strings.TrimSpace(c.env["SLUICE_GITHUB_TOKEN"]), AppID: c.appID, Logger: log}
+	o := github.ClientOptions{BaseURL: c.apiURL, Token: strings.TrimSpace(process.Getenv(c.env, "SLUICE_GITHUB_TOKEN")), AppID: c.appID, Logger: log}
 	if c.tokenFile != "" {
 		b, err := readSecret(c.tokenFile)
 		if err != nil {
@@ -277,27 +226,4 @@ func readSecret(path string) ([]byte, error) {
 		err = fmt.Errorf("%s has more than %d bytes", path, maxSecret)
 	}
 	return b, err
-}
-
-// inherited is a descriptor that the parent process passed on.
-func inherited(fd int, name string) *os.File {
-	syscall.CloseOnExec(fd)
-	return os.NewFile(uintptr(fd), name)
-}
-
-// follow calls stop when the file ends: whoever holds its other end is gone.
-func follow(ctx context.Context, lifeline *os.File, stop func()) {
-	var b [64]byte
-	for ctx.Err() == nil {
-		_, err := lifeline.Read(b[:])
-		// Another process with the same pipe may have made it non-blocking.
-		if errors.Is(err, syscall.EAGAIN) {
-			time.Sleep(50 * time.Millisecond)
-			continue
-		}
-		if err != nil {
-			stop()
-			return
-		}
-	}
 }

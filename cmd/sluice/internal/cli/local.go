@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/sluice-dev/sluice/pkg/cluster/local"
@@ -8,6 +9,9 @@ import (
 
 // openLocal reaches the system on this machine: its files need nobody running.
 func (a *app) openLocal() (*system, error) {
+	if a.state == "" {
+		return nil, usageError{errors.New("there is no home directory: name the state directory with --state")}
+	}
 	store, err := local.NewStore(a.state, a.log)
 	if err != nil {
 		return nil, fmt.Errorf("open endpoints: %w", err)

@@ -8,14 +8,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"os/user"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/process"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -39,14 +38,7 @@ type IO struct {
 }
 
 // Getenv looks a variable up.
-func (i IO) Getenv(name string) string {
-	for n := len(i.Env) - 1; n >= 0; n-- { // the last one wins, as in os/exec
-		if k, v, _ := strings.Cut(i.Env[n], "="); k == name {
-			return v
-		}
-	}
-	return ""
-}
+func (i IO) Getenv(name string) string { return process.Getenv(i.Env, name) }
 
 // app is what every command shares: the global flags, and how to reach the system.
 type app struct {
@@ -184,15 +176,11 @@ func (a *app) defaultState() string {
 	if s := a.io.Getenv("SLUICE_STATE"); s != "" {
 		return s
 	}
-	base := a.io.Getenv("XDG_STATE_HOME")
-	if base == "" {
-		home := a.io.Getenv("HOME")
-		if home == "" {
-			home, _ = os.UserHomeDir()
-		}
-		base = filepath.Join(home, ".local", "state")
+	dir, err := process.StateDir(a.io.Env)
+	if err != nil {
+		return "" // the commands that need one say so
 	}
-	return filepath.Join(base, "sluice")
+	return dir
 }
 
 func (a *app) key(endpoint string) rollout.Key {

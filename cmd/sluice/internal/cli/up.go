@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -61,6 +62,9 @@ func (a *app) complete(o *up.Options) error {
 func (a *app) up(ctx context.Context, o up.Options) error {
 	if err := a.complete(&o); err != nil {
 		return err
+	}
+	if a.state == "" {
+		return usageError{errors.New("there is no home directory: name the state directory with --state")}
 	}
 	o.State = a.state
 	o.Out = a.io.Err
