@@ -13,8 +13,7 @@ export CGO_ENABLED ?= 1
 demo: ## watch a good version being promoted and a bad one rolled back
 	@command -v python3 >/dev/null || { echo "make demo needs python3: install Python 3 (on Debian or Ubuntu: apt-get install python3)"; exit 1; }
 	@echo "Compiling; the first time this takes a few minutes."
-	@mkdir -p bin && CGO_ENABLED=0 go build -o bin/sluice ./cmd/sluice
-	@./bin/sluice demo
+	@asked=$$(date +%s); mkdir -p bin && CGO_ENABLED=0 go build -o bin/sluice ./cmd/sluice && SLUICE_DEMO_ASKED=$$asked ./bin/sluice demo
 
 test: ## everything that CI runs
 	@test/run

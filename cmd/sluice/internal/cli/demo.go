@@ -60,6 +60,8 @@ type demo struct {
 	live   bool
 	drawn  int
 	began  time.Time
+	// asked is when the person typed the command, compiling included, if the Makefile says so.
+	asked time.Time
 }
 
 func (a *app) demo(ctx context.Context, keep bool) (err error) {
@@ -76,6 +78,9 @@ func (a *app) demo(ctx context.Context, keep bool) (err error) {
 		defer func() { _ = os.RemoveAll(dir) }()
 	}
 	d := &demo{app: a, dir: dir, src: filepath.Join(dir, "breast-cancer"), key: rollout.Key{Namespace: a.namespace, Name: "breast-cancer"}, began: time.Now()}
+	if t, err := strconv.ParseInt(a.io.Getenv("SLUICE_DEMO_ASKED"), 10, 64); err == nil {
+		d.asked = time.Unix(t, 0)
+	}
 	if f, ok := a.io.Out.(*os.File); ok {
 		d.live = term.IsTerminal(int(f.Fd()))
 	}
@@ -363,6 +368,10 @@ func (d *demo) draw(ctx context.Context, e *rollout.Endpoint, last map[string]te
 		}
 		t.add("   "+sh.Name, orElse(string(v.Type), "-"), sh.Percent.String()+"%", bar(sh.Percent, 20), fmt.Sprint(st.ReadyReplicas),
 			fmt.Sprint(m.Requests), fmt.Sprint(m.Failed), millis(m.P50Seconds), millis(m.P99Seconds), note)
+	}
+	if !d.asked.IsZero() {
+		d.say("   first line of the table %s after the command was typed, compiling included", time.Since(d.asked).Round(time.Second))
+		d.asked = time.Time{}
 	}
 	var b bytes.Buffer
 	t.write(&b)
