@@ -143,7 +143,8 @@ func mustGet(t *testing.T, r cluster.Replica, path string) string {
 
 func TestHostRestartsWhatCrashes(t *testing.T) {
 	t.Parallel()
-	h := newHost(t)
+	// Long enough for a failed replica to be seen.
+	h := newHost(t, func(o *local.HostOptions) { o.RestartMin, o.RestartMax = 700*time.Millisecond, 700*time.Millisecond })
 	apply(t, h, "works", rollout.Settings{})
 	r := first(t, h, "ready", isReady)
 	begin := time.Now()

@@ -156,3 +156,45 @@ func TestStoreWatchByPolling(t *testing.T) {
 		}
 	}
 }
+
+// An endpoint that goes before anybody looked at it is told all the same.
+func TestWatchTellsOfWhatItNeverSaw(t *testing.T) {
+	dir := t.TempDir()
+	writer, err := NewStore(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := "x@sha256:0123456789012345678901234567890123456789012345678901234567890123"
+	e, err := writer.Create(t.Context(), &rollout.Endpoint{
+		Metadata: rollout.Metadata{Namespace: "models", Name: "fraud"},
+		Spec:     rollout.Spec{Versions: []rollout.Version{{Name: "v1", Image: image}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewStore(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.watchers = 1 // as if another Watch looked already: this one starts nothing
+	s.stop = func() {}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	c, err := s.Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-c
+	if err := writer.Delete(t.Context(), e.Key(), ""); err != nil {
+		t.Fatal(err)
+	}
+	s.lookAll(ctx, &poker{added: map[string]bool{}, log: s.log, poll: time.Second}, nil)
+	select {
+	case key := <-c:
+		if key != e.Key() {
+			t.Errorf("told of %s", key)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("the end was not told")
+	}
+}

@@ -1,18 +1,23 @@
 package local
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/gofrs/flock"
 )
 
 // ErrLocked is wrapped by Lock's error when another supervisor runs.
 var ErrLocked = errors.New("state directory is in use")
+
+// lockPatience is how long a supervisor's lock is tried.
+const lockPatience = 500 * time.Millisecond
 
 // Lock makes this process the supervisor of a state directory until it calls
 // unlock; the kernel frees the lock when the process dies, however that happens. If there is
@@ -26,8 +31,12 @@ func lockFor(dir, name string) (func() error, error) {
 	}
 	path := filepath.Join(dir, "locks", name)
 	f := flock.New(path, flock.SetPermissions(fileMode), flock.SetFlag(os.O_CREATE|os.O_RDWR))
-	ok, err := f.TryLock()
-	if err != nil {
+	// A process that was killed while it started another leaves the lock to that one for
+	// the moment until it comes to close what it inherited.
+	ctx, cancel := context.WithTimeout(context.Background(), lockPatience)
+	defer cancel()
+	ok, err := f.TryLockContext(ctx, 10*time.Millisecond)
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return nil, fmt.Errorf("lock state directory: %w", err)
 	}
 	if !ok {

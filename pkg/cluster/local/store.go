@@ -570,7 +570,20 @@ func (s *Store) Watch(ctx context.Context) (<-chan rollout.Key, error) {
 			return nil, err
 		}
 		s.startLooking(ctx)
-		return s.keys()
+		keys, err := s.keys()
+		if err != nil {
+			return nil, err
+		}
+		// What the listener is told of is known from now on, so that its end is noticed
+		// even if nobody looked at it before.
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, key := range keys {
+			if s.known[key] == nil {
+				s.known[key] = &record{}
+			}
+		}
+		return keys, nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("watch endpoints: %w", err)

@@ -629,8 +629,12 @@ func TestDeleteIsSeenAtOnce(t *testing.T) {
 		if _, err := other.Get(t.Context(), fraud); !errors.Is(err, cluster.ErrNotFound) {
 			t.Errorf("get right after Delete in another store: %v", err)
 		}
-		for {
-			<-changes
+		for limit := time.After(5 * time.Second); ; {
+			select {
+			case <-changes:
+			case <-limit:
+				t.Fatal("watch did not tell of a deletion")
+			}
 			if _, err := other.Get(t.Context(), fraud); errors.Is(err, cluster.ErrNotFound) {
 				break
 			}
