@@ -210,8 +210,8 @@ func exitCode(err error) int {
 	if errors.Is(err, cluster.ErrNotFound) {
 		return exitNotFound
 	}
-	// cobra's own complaints about unknown commands are usage errors, too.
-	if strings.HasPrefix(err.Error(), "unknown command") {
+	// cobra's own complaints are usage errors, too; it has no types for them.
+	if strings.HasPrefix(err.Error(), "unknown command") || strings.HasPrefix(err.Error(), "required flag(s)") {
 		return exitUsage
 	}
 	refusals := rollout.AsErrors(err)
