@@ -175,19 +175,6 @@ func (v *Version) Revision() string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// Clone is a deep copy.
-func (e *Endpoint) Clone() *Endpoint {
-	b, err := json.Marshal(e)
-	if err != nil {
-		panic(err)
-	}
-	out := new(Endpoint)
-	if err := json.Unmarshal(b, out); err != nil {
-		panic(err)
-	}
-	return out
-}
-
 // Version of that name, or nil. The pointer is into the spec.
 func (s *Spec) Version(name string) *Version {
 	for i := range s.Versions {

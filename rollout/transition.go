@@ -424,6 +424,7 @@ func Slots(v *Version, status *Status, share Percent) (have, need int) {
 
 func (o Deploy) apply(w *work) (string, error) {
 	v := o.Version
+	v.Settings = v.Settings.clone()
 	if v.Name == "" {
 		return "", ValidateName("version.name", "a version", v.Name)
 	}
@@ -444,7 +445,7 @@ func (o Deploy) apply(w *work) (string, error) {
 		notes = append(notes, v.Name+" joined at 0 per cent")
 	}
 	if o.Strategy != nil {
-		s := *o.Strategy
+		s := o.Strategy.clone()
 		w.spec.Strategy = &s
 	}
 	for _, id := range o.Repositories {
@@ -506,7 +507,7 @@ func (o Update) apply(w *work) (string, error) {
 	}
 	var notes []string
 	if o.Settings != nil {
-		mergeSettings(&v.Settings, o.Settings)
+		mergeSettings(&v.Settings, o.Settings.clone())
 	}
 	if o.Type != nil && *o.Type != v.Type {
 		switch *o.Type {
@@ -535,7 +536,7 @@ func (o Update) apply(w *work) (string, error) {
 	return strings.Join(notes, "; "), nil
 }
 
-func mergeSettings(to, from *Settings) {
+func mergeSettings(to *Settings, from Settings) {
 	if from.Resources != nil {
 		to.Resources = from.Resources
 	}

@@ -38,7 +38,7 @@ func TestScripts(t *testing.T) {
 				ts.Check(err)
 				err = ts.Exec(args[1], args[2:]...)
 				got := 0
-				if exit, ok := err.(interface{ ExitCode() int }); ok { //nolint:errorlint // testscript gives it bare
+				if exit, ok := err.(interface{ ExitCode() int }); ok {
 					got = exit.ExitCode()
 				}
 				if got != want {

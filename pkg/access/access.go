@@ -71,8 +71,11 @@ func (h Hash) MarshalText() ([]byte, error) { return []byte(hex.EncodeToString(h
 
 // UnmarshalText reads hexadecimal.
 func (h *Hash) UnmarshalText(b []byte) error {
-	if n, err := hex.Decode(h[:], b); err != nil || n != len(h) || len(b) != 2*len(h) {
+	if len(b) != hex.EncodedLen(len(h)) {
 		return fmt.Errorf("parse key hash: %d characters are not a SHA-256", len(b))
+	}
+	if _, err := hex.Decode(h[:], b); err != nil {
+		return fmt.Errorf("parse key hash: %w", err)
 	}
 	return nil
 }

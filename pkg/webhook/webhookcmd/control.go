@@ -5,7 +5,10 @@ import (
 	"log/slog"
 	"net/url"
 	"strings"
+	"sync"
+	"time"
 
+	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/cluster/local"
 	"github.com/sluice-dev/sluice/pkg/control"
 	"github.com/sluice-dev/sluice/pkg/telemetry"
@@ -22,6 +25,15 @@ func runControl(ctx context.Context, c config, o webhook.Options, log *slog.Logg
 	}
 	fleets := local.Dial(local.FleetSocket(c.state), log)
 	defer func() { _ = fleets.Close() }()
+	archives, err := local.NewArchives(c.state, log)
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	wg.Go(func() { collect(ctx, o.Store, archives, log) })
 	base := strings.TrimRight(c.scoringURL, "/")
 	return control.Run(ctx, control.Options{
 		Store: o.Store, Fleets: fleets, Keys: keys, Journal: o.Journal, Logger: log,
@@ -33,4 +45,44 @@ func runControl(ctx context.Context, c config, o webhook.Options, log *slog.Logg
 			return base + "/api/v1/endpoint/" + url.PathEscape(k.Namespace) + "/" + url.PathEscape(k.Name) + "/score"
 		},
 	})
+}
+
+// Archives that no version names any more are removed after keepArchives.
+const (
+	collectEvery = 10 * time.Minute
+	keepArchives = time.Hour
+)
+
+// collect removes archives that nothing uses, until ctx ends.
+func collect(ctx context.Context, store cluster.Reader, archives *local.Archives, log *slog.Logger) {
+	tick := time.NewTicker(collectEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		endpoints, err := store.List(ctx)
+		if err != nil {
+			log.Warn("listing endpoints failed; no archive is removed", "error", err)
+			continue
+		}
+		if p, ok := store.(interface{ Problems() map[rollout.Key]error }); ok && len(p.Problems()) > 0 {
+			continue // what a file that cannot be read names is not known
+		}
+		var images []string
+		for _, e := range endpoints {
+			for i := range e.Spec.Versions {
+				images = append(images, e.Spec.Versions[i].Image)
+			}
+		}
+		gone, err := archives.Collect(ctx, images, keepArchives)
+		if err != nil && ctx.Err() == nil {
+			log.Warn("removing archives failed", "error", err)
+		}
+		if len(gone) > 0 {
+			log.Info("removed archives that no version uses", "digests", gone)
+		}
+	}
 }

@@ -24,5 +24,5 @@ func (a *app) openLocal() (*system, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open archives: %w", err)
 	}
-	return &system{Store: store, Keys: keys, Archives: archives, Logs: local.NewLogs(a.state), Dir: a.state}, nil
+	return &system{Store: store, Keys: keys, Archives: archives, Logs: local.NewLogs(a.state), Problems: store.Problems}, nil
 }

@@ -63,8 +63,8 @@ type system struct {
 	Logs  cluster.LogReader
 	// Archives that fleets run from.
 	Archives archiveStore
-	// Dir is the state directory of a system on this machine.
-	Dir string
+	// Problems are endpoints whose stored form cannot be used, as far as List has met them; may be nil.
+	Problems func() map[rollout.Key]error
 }
 
 // usageError is a mistake in how the command was typed.

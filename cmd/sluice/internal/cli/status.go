@@ -60,6 +60,11 @@ func (a *app) statusOnce(ctx context.Context, sys *system, args []string) error 
 		if err != nil {
 			return err
 		}
+		if sys.Problems != nil {
+			for key, problem := range sys.Problems() {
+				_, _ = fmt.Fprintf(a.io.Err, "warning: %s: %v\n", key, problem)
+			}
+		}
 		mine := []*rollout.Endpoint{}
 		for _, e := range all {
 			if e.Metadata.Namespace == a.namespace {
