@@ -157,6 +157,9 @@ func (d *deployment) run(ctx context.Context) (Result, error) {
 		return res, nil
 	}
 	msg, err := d.enter(ctx)
+	if rollout.ReasonOf(err) == rollout.ReasonSuperseded {
+		return res, d.giveUp(err, first)
+	}
 	if err != nil {
 		return res, err
 	}
@@ -213,13 +216,34 @@ func (d *deployment) enter(ctx context.Context) (string, error) {
 	if d.Type != nil {
 		role = *d.Type
 	}
-	_, out, err := cluster.Edit(ctx, d.Store, d.key, d.request(d.id+"-enter"), func(*rollout.Endpoint) (rollout.Op, error) {
+	_, out, err := cluster.Edit(ctx, d.Store, d.key, d.request(d.id+"-enter"), func(e *rollout.Endpoint) (rollout.Op, error) {
+		if newer := superseded(&e.Spec, d.ship.Name); newer != "" {
+			return nil, &rollout.Error{
+				Reason: rollout.ReasonSuperseded, Field: "version", Message: fmt.Sprintf("%s came after %s from the same pull request", newer, d.ship.Name), Hint: "nothing is to be done: the newer one takes its place",
+			}
+		}
 		return rollout.Update{Version: d.ship.Name, Type: &role, Percent: d.Percent, Default: d.Default}, nil
 	})
 	if err != nil {
 		return "", fmt.Errorf("give %s its part: %w", d.ship.Name, err)
 	}
 	return out.Message, nil
+}
+
+// superseded is a later version of the same pull request, if there is one: a push
+// that was overtaken while it became ready must not become a treatment after all.
+func superseded(s *rollout.Spec, name string) string {
+	mine := s.Version(name)
+	if mine == nil || mine.Source.PullRequest == 0 {
+		return ""
+	}
+	for i := range s.Versions {
+		v := &s.Versions[i]
+		if v.Source.PullRequest == mine.Source.PullRequest && v.Source.RepositoryID == mine.Source.RepositoryID && v.CreatedAt.After(mine.CreatedAt) {
+			return v.Name
+		}
+	}
+	return ""
 }
 
 // ready waits until a replica of the version is ready.

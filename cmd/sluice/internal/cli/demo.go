@@ -201,8 +201,8 @@ func (d *demo) run(ctx context.Context) error {
 	d.say("\nWhat happened, and why")
 	t := table{}
 	t.add("  "+control, "first version: control; now "+word(e, control))
-	t.add("  "+good, fmt.Sprintf("promoted after %s, rule %s: %s", d.since(e, good, promoted), promoted.Reason, promoted.Evidence))
-	t.add("  "+bad, fmt.Sprintf("rolled back after %s, rule %s: %s", d.since(e, bad, rolled), rolled.Reason, rolled.Evidence))
+	t.add("  "+good, fmt.Sprintf("promoted after %s, rule %s", d.since(e, good, promoted), promoted.Evidence))
+	t.add("  "+bad, fmt.Sprintf("rolled back after %s, rule %s", d.since(e, bad, rolled), rolled.Evidence))
 	t.write(d.io.Out)
 	d.say("Clients sent %d requests and saw %d bad answers: %d from %s, %d from %s, %d from %s.",
 		l.sent.Load(), l.bad.Load(), l.badOf(control), control, l.badOf(good), good, l.badOf(bad), bad)
