@@ -83,6 +83,7 @@ func TestRampToPromotion(t *testing.T) {
 	r.expect("", rollout.ReasonCapacity)
 	r.ready(1, "a", "b")
 	r.e.Status.Demand = "6.5"
+	r.ready(3, "a", "b")
 	r.expect("", rollout.ReasonCapacity) // 50 % of 6.5 busy slots need four
 	r.ready(4, "a", "b")
 	r.expect("traffic b 50", rollout.ReasonStepComplete)
@@ -96,7 +97,7 @@ func TestRampToPromotion(t *testing.T) {
 	if p := r.expect("", rollout.ReasonCapacity); p.Planned["b"] != rollout.Full {
 		t.Errorf("planned %v: all traffic is to be prepared", p.Planned)
 	}
-	r.ready(7, "a", "b")
+	r.ready(8, "a", "b")
 	r.expect("promote b", rollout.ReasonBounded)
 	r.want("a standby 0=0, b control default 0=100")
 	r.now = r.now.Add(25 * time.Hour)
@@ -212,4 +213,28 @@ func TestLostStatusRestartsTheStep(t *testing.T) {
 	r.expect("", rollout.ReasonStepRunning)
 	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 250)
 	r.expect("traffic b 50", rollout.ReasonStepComplete)
+}
+
+func TestNeedIsBoundedByScaling(t *testing.T) {
+	v, st := version("v", 1), rollout.Status{Demand: "6.5", Versions: []rollout.VersionStatus{{Name: "v", ReadyReplicas: 3}}}
+	need := func() int { _, n := rollout.Slots(&v, &st, rollout.Full); return n }
+	if n := need(); n != 8 {
+		t.Errorf("need %d, want 8 for a demand of 6.5 near 70 %% utilisation", n)
+	}
+	seven, two, three := 7, 2, 3
+	v.Autoscale = &rollout.Autoscale{MaxReplicas: &seven}
+	if n := need(); n != 7 {
+		t.Errorf("need %d with at most seven replicas, want 7: no more will ever be ready", n)
+	}
+	v.Autoscale.MaxReplicas = &two
+	if n := need(); n != 7 {
+		t.Errorf("need %d, want 7: two replicas cannot carry it", n)
+	}
+	v.Autoscale, v.Replicas, v.Concurrency = nil, &three, &rollout.Concurrency{MaxConcurrentRequests: 4}
+	if n := need(); n != 8 {
+		t.Errorf("need %d, want 8", n)
+	}
+	if have, none := rollout.Slots(&v, &st, 0); have != 12 || none != 0 {
+		t.Errorf("have %d and need %d for no share, want 12 and 0", have, none)
+	}
 }

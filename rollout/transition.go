@@ -412,14 +412,26 @@ func (w *work) enoughReady(v *Version, share Percent) error {
 		"%s has %d ready slots, but %s per cent of the present demand needs %d", v.Name, have, share, need)
 }
 
+// headroom is how far the ready slots may stop short of the target utilisation: the
+// autoscaler tolerates a tenth, the demand in the status lags by as much, and a rollout
+// must never wait for replicas that nobody will add.
+const headroom = 1.25
+
 // Slots a version has ready, and how many the endpoint's present demand needs at
-// that share: at least one, once it has any.
+// that share: as many as keep them near the target utilisation, as far as
+// the autoscaler's bounds allow, but always as many as the demand itself; at least one.
 func Slots(v *Version, status *Status, share Percent) (have, need int) {
 	have = status.Version(v.Name).ReadyReplicas * v.Slots()
-	if share > 0 {
-		need = max(1, ceil(status.DemandSlots()*share.Fraction()))
+	if share <= 0 {
+		return have, 0
 	}
-	return have, need
+	demand, scale := status.DemandSlots()*share.Fraction(), v.Scale()
+	most := scale.Max
+	if scale.Fixed >= 0 {
+		most = scale.Fixed
+	}
+	comfortable := min(ceil(demand/(scale.Target*headroom)), most*v.Slots())
+	return have, max(1, ceil(demand), comfortable)
 }
 
 func (o Deploy) apply(w *work) (string, error) {
