@@ -341,7 +341,7 @@ func TestNotEnoughReadyPassesThrough(t *testing.T) {
 	}
 	end, reply := w.run(1, "alice", "/promote")
 	wantEnd(t, end, cluster.EntryRefused, rollout.ReasonNotEnoughReady)
-	wantIn(t, reply, "2 ready slots", "needs 8")
+	wantIn(t, reply, "2 ready slots", "needs 9")
 	w.wantShares(untouched)
 	// A rollback never checks.
 	end, _ = w.run(2, "alice", "/rollback")
