@@ -50,11 +50,17 @@ type Plan struct {
 }
 
 // Next decides what the endpoint's strategy does now. It is pure: the same
-// endpoint and view give the same plan. Order of precedence: the automatic
+// endpoint and view give the same plan. Order of precedence: recording an edit from
+// outside, which holds; the automatic
 // rollback of any treatment that is judged worse; the end of a standby; then the
 // oldest treatment's steps.
 func Next(e *Endpoint, v View) Plan {
 	p := Plan{Planned: planned(&e.Spec)}
+	if e.Spec.ForeignEdit() && e.Spec.Strategy != nil && activeTreatment(&e.Spec) != nil {
+		// Whatever the engine applies first records the edit and holds; then this decides anew.
+		p.Op, p.Why = Hold{}, ReasonForeignEdit
+		return p
+	}
 	if op, j := worst(&e.Spec, v); op != nil {
 		p.Op, p.Why, p.Evidence = op, ReasonWorse, j.Sentence
 		p.Rollout = RolloutStatus{Treatment: op.(Rollback).Version, Reason: ReasonWorse, Message: j.Sentence}

@@ -238,3 +238,26 @@ func TestNeedIsBoundedByScaling(t *testing.T) {
 		t.Errorf("have %d and need %d for no share, want 12 and 0", have, none)
 	}
 }
+
+func TestForeignEditHoldsAtOnce(t *testing.T) {
+	r := newRamp(t, rollout.Strategy{Steps: steps(10, 50)})
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 0)
+	r.step()
+	r.e.Spec.Version("b").TrafficPercentile = 33 * rollout.OnePercent
+	r.expect("hold", rollout.ReasonForeignEdit)
+	if h := r.e.Spec.Hold; h == nil || r.e.Spec.Version("b").TrafficPercentile != 33*rollout.OnePercent {
+		t.Fatalf("hold %v, claim %s; want the edit kept and a hold", h, r.e.Spec.Version("b").TrafficPercentile)
+	}
+	if last := r.e.Spec.Changes[len(r.e.Spec.Changes)-1]; last.Reason != rollout.ReasonForeignEdit {
+		t.Errorf("the newest change is %+v, want the edit", last)
+	}
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 1000)
+	r.step()
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 2000)
+	r.expect("", rollout.ReasonHeld)
+	// The edit does not protect a treatment that is worse.
+	r.e.Spec.Version("b").TrafficPercentile = 34 * rollout.OnePercent
+	r.judge("b", rollout.VerdictWorse, rollout.ReasonWorse, 2100)
+	r.expect("hold", rollout.ReasonForeignEdit)
+	r.expect("rollback b", rollout.ReasonWorse)
+}

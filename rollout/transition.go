@@ -174,7 +174,7 @@ func Apply(e *Endpoint, req Request, op Op) (*Endpoint, Outcome, error) {
 	next := e.Clone()
 	w := &work{spec: &next.Spec, status: &next.Status, req: req}
 
-	foreign := w.foreignEdit()
+	foreign := w.spec.ForeignEdit()
 	if foreign {
 		if err := w.recordForeign(); err != nil {
 			return nil, Outcome{}, err
@@ -295,9 +295,10 @@ func hashJSON(v any) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-func (w *work) foreignEdit() bool {
-	n := len(w.spec.Changes)
-	return n > 0 && w.spec.Changes[n-1].Digest != ShiftDigest(w.spec)
+// ForeignEdit says whether shift fields were edited since the newest recorded change.
+func (s *Spec) ForeignEdit() bool {
+	n := len(s.Changes)
+	return n > 0 && s.Changes[n-1].Digest != ShiftDigest(s)
 }
 
 func (w *work) recordForeign() error {
