@@ -214,13 +214,13 @@ func (s *stepper) status() RolloutStatus {
 		step = 0
 	}
 	j := s.view.Judgements[s.t.Name]
-	out := RolloutStatus{Treatment: s.t.Name, Step: step, StepStarted: s.view.Now, Started: s.view.Now, StepRequests: strconv.FormatInt(j.Requests, 10)}
+	out := RolloutStatus{Treatment: s.t.Name, Step: step, StepPercent: s.t.TrafficPercentile, StepStarted: s.view.Now, Started: s.view.Now, StepRequests: strconv.FormatInt(j.Requests, 10)}
 	was := s.e.Status.Rollout
 	if was == nil || was.Treatment != s.t.Name {
 		return out
 	}
 	out.Started = was.Started
-	if was.Step != step || was.StepStarted.IsZero() {
+	if was.Step != step || was.StepPercent != out.StepPercent || was.StepStarted.IsZero() {
 		return out
 	}
 	out.StepStarted, out.StepRequests = was.StepStarted, was.StepRequests
@@ -231,7 +231,14 @@ func (s *stepper) status() RolloutStatus {
 }
 
 func (s *stepper) deadlinePassed(st RolloutStatus) bool {
-	return s.view.Now.Sub(st.Started) > s.strategy.Deadline.Std()
+	from := st.Started
+	for _, c := range s.e.Spec.Changes {
+		// Who resumes after the deadline gives the treatment its time anew.
+		if c.Action == (Resume{}).String() && c.At.After(from) {
+			from = c.At
+		}
+	}
+	return s.view.Now.Sub(from) > s.strategy.Deadline.Std()
 }
 
 func (s *stepper) onDeadline(j Judgement) {

@@ -311,7 +311,7 @@ func (w *work) recordForeign() error {
 		w.spec.Hold = &Mark{Reason: "traffic was edited outside Sluice", Actor: actor}
 	}
 	return w.record(Change{
-		ID: "foreign-" + was + "-" + w.spec.Changes[len(w.spec.Changes)-1].Digest, Actor: actor, Action: "edit", Reason: ReasonForeignEdit,
+		ID: "foreign-" + was + "-after-" + w.spec.Changes[len(w.spec.Changes)-1].ID, Actor: actor, Action: "edit", Reason: ReasonForeignEdit,
 		Message: "shift fields were edited outside Sluice; advancing is held", At: w.req.At, Digest: ShiftDigest(w.spec),
 	}, true)
 }
@@ -689,6 +689,9 @@ func (o Prepare) apply(w *work) (string, error) {
 		return "", err
 	}
 	v.PlannedPercentile = o.Percent
+	if o.Percent > 0 {
+		v.RetiredAt = time.Time{} // its replicas come back
+	}
 	return fmt.Sprintf("replicas of %s are prepared for %s per cent", v.Name, o.Percent), nil
 }
 

@@ -309,6 +309,8 @@ type RolloutStatus struct {
 	// Treatment the strategy runs on; Step is its index in the steps.
 	Treatment string `json:"treatment,omitempty"`
 	Step      int    `json:"step"`
+	// StepPercent is the claim at which the step began.
+	StepPercent Percent `json:"stepPercent,omitempty"`
 	// StepStarted and StepRequests are when the step began and the treatment's requests at that moment.
 	StepStarted  time.Time `json:"stepStarted,omitzero"`
 	StepRequests string    `json:"stepRequests,omitempty"`

@@ -14,6 +14,13 @@ var (
 	envPattern   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 )
 
+// Upper bounds: beyond them a number is a slip of the finger.
+const (
+	maxReplicas = 1000
+	maxSlots    = 512
+	maxMillis   = 24 * 60 * 60 * 1000
+)
+
 // ValidateName checks an endpoint's or version's name; what is "endpoint" or "version".
 func ValidateName(field, what, name string) error {
 	if len(name) > MaxNameLen || !namePattern.MatchString(name) {
@@ -143,6 +150,11 @@ func ValidateSettings(field string, s Settings) []*Error {
 			add(ReasonInvalid, f, fmt.Sprintf("use %d or more, or leave it out", least), "%d is less than %d", v, least)
 		}
 	}
+	atMost := func(f string, v, most int) {
+		if v > most {
+			add(ReasonInvalid, f, fmt.Sprintf("use %d or less", most), "%d is more than %d", v, most)
+		}
+	}
 	if s.Resources != nil {
 		errs = append(errs, notYet(field+".resources", "limiting the resources of replicas on one machine", "leave it out; replicas share the machine"))
 	}
@@ -153,6 +165,7 @@ func ValidateSettings(field string, s Settings) []*Error {
 		errs = append(errs, notYet(field+".dataCollection", "collecting model data", "leave it out"))
 	}
 	if r := s.Replicas; r != nil {
+		atMost("replicas", *r, maxReplicas)
 		if *r < 0 {
 			add(ReasonInvalid, "replicas", "use 0 or more", "%d replicas", *r)
 		}
@@ -171,6 +184,8 @@ func ValidateSettings(field string, s Settings) []*Error {
 		if a.Enabled != nil && !*a.Enabled && s.Replicas == nil {
 			add(ReasonInvalid, "autoscale.enabled", "set replicas, or leave enabled out", "autoscale is off and no fixed number of replicas is given")
 		}
+		atMost("autoscale.maxReplicas", sc.Max, maxReplicas)
+		atMost("autoscale.refreshPeriodSeconds", a.RefreshPeriodSeconds, maxMillis/1000)
 		if sc.Min > sc.Max {
 			add(ReasonInvalid, "autoscale.minReplicas", "raise maxReplicas or lower minReplicas", "minReplicas %d is more than maxReplicas %d", sc.Min, sc.Max)
 		}
@@ -182,7 +197,10 @@ func ValidateSettings(field string, s Settings) []*Error {
 	if c := s.Concurrency; c != nil {
 		atLeast("concurrency.maxConcurrentRequests", c.MaxConcurrentRequests, 1)
 		atLeast("concurrency.maxQueueWaitMs", c.MaxQueueWaitMs, 1)
+		atMost("concurrency.maxConcurrentRequests", c.MaxConcurrentRequests, maxSlots)
+		atMost("concurrency.maxQueueWaitMs", c.MaxQueueWaitMs, maxMillis)
 	}
+	atMost("scoringTimeoutMs", s.ScoringTimeoutMs, maxMillis)
 	atLeast("scoringTimeoutMs", s.ScoringTimeoutMs, 1)
 	if p := s.LivenessProbe; p != nil {
 		atLeast("livenessProbe.initialDelaySeconds", p.InitialDelaySeconds, 1)

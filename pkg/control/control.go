@@ -193,6 +193,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, key rollout.Key) (time.Durat
 	now := r.now()
 
 	r.evidence.restore(e)
+	if e, err = r.makeRoom(ctx, e); err != nil {
+		return 0, err
+	}
+	// An op that is refused must not keep the rest from being done.
+	var refused error
 	plan, moved := rollout.Plan{}, false
 	// One engine step can make the next one due at once (a rollback, then another
 	// treatment's turn); more than a few in one look would be a loop.
@@ -202,10 +207,16 @@ func (r *Reconciler) Reconcile(ctx context.Context, key rollout.Key) (time.Durat
 		if plan.Op == nil {
 			break
 		}
-		if e, err = r.apply(ctx, e, plan, now); err != nil {
+		next, err := r.apply(ctx, e, plan, now)
+		if len(rollout.AsErrors(err)) > 0 && !errors.Is(err, cluster.ErrConflict) {
+			refused = err
+			plan.Op = nil
+			break
+		}
+		if err != nil {
 			return 0, err
 		}
-		moved = true
+		e, moved = next, true
 	}
 	if fleetsErr != nil {
 		// Without sight of the fleets nothing can be said of replicas: the last status stays.
@@ -225,7 +236,24 @@ func (r *Reconciler) Reconcile(ctx context.Context, key rollout.Key) (time.Durat
 		due = append(due, PollEvidence)
 	}
 	due = append(due, resync)
-	return slices.Min(due), nil
+	return slices.Min(due), refused
+}
+
+// makeRoom moves changes into the history before the list of changes is full: only
+// there may they leave it, and a full list refuses all but a rollback.
+func (r *Reconciler) makeRoom(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpoint, error) {
+	if len(e.Spec.Changes) < rollout.MaxChanges-rollout.MaxVersions {
+		return e, nil
+	}
+	next := e.Clone()
+	if !rollout.RecordHistory(&next.Status, next.Spec.Changes) {
+		return e, nil
+	}
+	stored, err := r.Store.UpdateStatus(ctx, next)
+	if err != nil {
+		return nil, fmt.Errorf("store history: %w", err)
+	}
+	return stored, nil
 }
 
 // apply carries out the plan's op as the engine and stores it.

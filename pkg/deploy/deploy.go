@@ -139,8 +139,16 @@ func (d *deployment) run(ctx context.Context) (Result, error) {
 	}
 	d.Progress("%s", out.Message)
 	res := Result{Endpoint: d.key, Version: d.ship.Name, Image: e.Spec.Version(d.ship.Name).Image, Changed: out.Changed, First: first, Message: out.Message, ScoringURI: e.Status.ScoringURI}
-	if v := e.Spec.Version(d.ship.Name); !out.Changed && (v.Type != rollout.Untyped || !v.RetiredAt.IsZero()) {
-		return res, nil // it has had its part already
+	if v := e.Spec.Version(d.ship.Name); !out.Changed {
+		switch {
+		case !v.RetiredAt.IsZero():
+			return res, failedBefore(e, v.Name)
+		case v.Type != rollout.Untyped && d.Timeout > 0:
+			_, err := d.ready(ctx) // it has had its part already, but does it serve?
+			return res, err
+		case v.Type != rollout.Untyped:
+			return res, nil
+		}
 	}
 	if d.Timeout == 0 {
 		return res, nil
@@ -155,6 +163,9 @@ func (d *deployment) run(ctx context.Context) (Result, error) {
 	}
 	if first {
 		return res, nil
+	}
+	if err := d.room(ctx); err != nil {
+		return res, d.giveUp(err, first)
 	}
 	msg, err := d.enter(ctx)
 	if rollout.ReasonOf(err) == rollout.ReasonSuperseded {
@@ -228,6 +239,65 @@ func (d *deployment) enter(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("give %s its part: %w", d.ship.Name, err)
 	}
 	return out.Message, nil
+}
+
+// failedBefore is the error of an earlier deploy of that version, if that is why it is retired.
+func failedBefore(e *rollout.Endpoint, name string) error {
+	var last rollout.Change
+	for _, c := range append(append([]rollout.Change{}, e.Status.History...), e.Spec.Changes...) {
+		if c.Action == (rollout.Retire{Version: name}).String() {
+			last = c
+		}
+	}
+	switch last.Reason {
+	case rollout.ReasonInitFailed, rollout.ReasonCrashed, rollout.ReasonImageMissing, rollout.ReasonProbeFailed, rollout.ReasonSmokeFailed, rollout.ReasonReadyTimeout:
+		return &rollout.Error{
+			Reason: last.Reason, Field: "version", Message: fmt.Sprintf("%s failed when it was deployed and is retired: %s", name, last.Message),
+			Hint: "mend it and deploy it as a new version, or delete this one and deploy again",
+		}
+	}
+	return nil
+}
+
+// room waits until ready slots can carry the percentile that the deploy asks for.
+func (d *deployment) room(ctx context.Context) error {
+	if d.Percent == nil || *d.Percent <= 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
+	defer cancel()
+	prepared := false
+	for {
+		e, err := d.Store.Get(ctx, d.key)
+		if err != nil {
+			return fmt.Errorf("read endpoint %s: %w", d.key, err)
+		}
+		v := e.Spec.Version(d.ship.Name)
+		if v == nil {
+			return rollout.UnknownVersion(&e.Spec, d.ship.Name)
+		}
+		have, need := rollout.Slots(v, &e.Status, *d.Percent)
+		if have >= need {
+			return nil
+		}
+		if !prepared {
+			d.Progress("preparing %d slots for %s per cent (%d are ready)", need, *d.Percent, have)
+			if _, _, err := cluster.Edit(ctx, d.Store, d.key, d.request(d.id+"-prepare"), func(*rollout.Endpoint) (rollout.Op, error) {
+				return rollout.Prepare{Version: d.ship.Name, Percent: *d.Percent}, nil
+			}); err != nil {
+				return err
+			}
+			prepared = true
+		}
+		select {
+		case <-ctx.Done():
+			return &rollout.Error{
+				Reason: rollout.ReasonNotEnoughReady, Field: "--percent", Message: fmt.Sprintf("%s has %d ready slots after %s, but %s per cent of the present demand needs %d", v.Name, have, d.Timeout, *d.Percent, need),
+				Hint: "begin with a smaller share, or allow more replicas",
+			}
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // superseded is a later version of the same pull request, if there is one: a push
@@ -340,7 +410,7 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 			status = resp.StatusCode
 			body, err = io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 			_ = resp.Body.Close()
-			retry = status == http.StatusServiceUnavailable || status == http.StatusNotFound || status == http.StatusUnauthorized
+			retry = status != t.Status && (status == http.StatusServiceUnavailable || status == http.StatusNotFound || status == http.StatusUnauthorized)
 		}
 		if !retry && err == nil {
 			break

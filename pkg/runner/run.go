@@ -78,11 +78,12 @@ func Run(ctx context.Context, o Options) error {
 
 	orphaned := make(chan struct{})
 	if o.Lifeline != nil {
-		go func() { // ends with the deferred Close
+		// Never closed here: where the owner shares one pipe among its replicas, it can be in
+		// blocking mode, and Close would wait for a Read that ends only with the owner.
+		go func() {
 			_, _ = io.Copy(io.Discard, o.Lifeline)
 			close(orphaned)
 		}()
-		defer func() { _ = o.Lifeline.Close() }()
 	}
 
 	select {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"time"
 
@@ -80,6 +81,11 @@ func (a *app) withRoom(ctx context.Context, ch change, s share, percent rollout.
 		return have >= need, fmt.Sprintf("%s has %d of %d slots ready", ch.version, have, need), nil
 	})
 	if err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		if _, uerr := a.apply(undo, sys, change{endpoint: ch.endpoint, version: ch.version, op: rollout.Prepare{Version: ch.version}}); uerr != nil {
+			return errors.Join(err, fmt.Errorf("stop preparing: %w", uerr))
+		}
 		return err
 	}
 	return a.change(ctx, ch)
@@ -272,7 +278,9 @@ func (a *app) updateCmd() *cobra.Command {
 					}
 				}
 				o := op
-				o.Settings = &s
+				if !reflect.DeepEqual(s, rollout.Settings{}) {
+					o.Settings = &s
+				}
 				return o, nil
 			})
 			if err != nil {

@@ -186,10 +186,18 @@ func writeEndpoint(w io.Writer, e *rollout.Endpoint, now time.Time) {
 		h := table{}
 		h.add("WHEN", "WHO", "WHAT", "WHY")
 		for _, c := range e.Spec.Changes[max(0, n-5):] {
-			h.add(ago(c.At, now)+" ago", c.Actor, c.Action, strings.TrimSpace(string(c.Reason)+" "+c.Evidence))
+			h.add(ago(c.At, now)+" ago", c.Actor, c.Action, short(strings.TrimSpace(string(c.Reason)+" "+c.Evidence), 70))
 		}
 		h.write(w)
 	}
+}
+
+// short cuts a text for a table; -o json has all of it.
+func short(s string, most int) string {
+	if r := []rune(s); len(r) > most {
+		return string(r[:most-1]) + "…"
+	}
+	return s
 }
 
 func writeVersion(w io.Writer, e *rollout.Endpoint, v *rollout.Version) {

@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -134,7 +135,7 @@ func Run(ctx context.Context, o Options) (err error) {
 
 	common := []string{"--state", o.State, "--namespace", o.Namespace}
 	router := &child{
-		name: "router", drain: routerDrain, env: o.Env, out: o.Out, log: o.Logger, start: start,
+		name: "router", drain: routerDrain, env: withoutSecrets(o.Env), out: o.Out, log: o.Logger, start: start,
 		argv:  append([]string{o.Exe, RouterCommand, "--listen-fd=3", "--admin-listen-fd=4", "--lifeline-fd=5"}, common...),
 		files: []*os.File{sockets["router"], sockets["admin"], lifeline},
 	}
@@ -169,6 +170,14 @@ func Run(ctx context.Context, o Options) (err error) {
 		return nil
 	}
 	return context.Cause(ctx)
+}
+
+// withoutSecrets is the environment without what only the intake of webhooks may know.
+func withoutSecrets(env []string) []string {
+	return slices.DeleteFunc(slices.Clone(env), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		return name == "SLUICE_WEBHOOK_SECRET" || name == "SLUICE_GITHUB_TOKEN"
+	})
 }
 
 // listen opens the socket that this process keeps, and the address it got.
