@@ -32,6 +32,10 @@ func (a *app) change(ctx context.Context, ch change) error {
 	if err != nil {
 		return err
 	}
+	return a.printChange(ch, out)
+}
+
+func (a *app) printChange(ch change, out rollout.Outcome) error {
 	return a.printDone(done{Endpoint: ch.endpoint, Version: ch.version, Changed: out.Changed, Message: ch.endpoint + ": " + out.Message})
 }
 
@@ -72,13 +76,23 @@ func (a *app) withRoom(ctx context.Context, ch change, s share, percent rollout.
 		return err
 	}
 	_, _ = fmt.Fprintf(a.io.Err, "preparing replicas of %s for %s %%\n", ch.version, percent)
+	var out rollout.Outcome
 	err = a.until(ctx, sys, ch.endpoint, s.timeout, func(e *rollout.Endpoint) (bool, string, error) {
 		v := e.Spec.Version(ch.version)
 		if v == nil {
 			return false, "", rollout.UnknownVersion(&e.Spec, ch.version)
 		}
 		have, need := rollout.Slots(v, &e.Status, percent)
-		return have >= need, fmt.Sprintf("%s has %d of %d slots ready", ch.version, have, need), nil
+		text := fmt.Sprintf("%s has %d of %d slots ready", ch.version, have, need)
+		if have < need {
+			return false, text, nil
+		}
+		var err error
+		out, err = a.apply(ctx, sys, ch)
+		if rollout.ReasonOf(err) == rollout.ReasonNotEnoughReady {
+			return false, text, nil // the demand or the replicas changed in between
+		}
+		return err == nil, text, err
 	})
 	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
@@ -88,7 +102,7 @@ func (a *app) withRoom(ctx context.Context, ch change, s share, percent rollout.
 		}
 		return err
 	}
-	return a.change(ctx, ch)
+	return a.printChange(ch, out)
 }
 
 // until watches an endpoint until the condition holds; the text says how far it is.
