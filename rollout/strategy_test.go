@@ -261,3 +261,37 @@ func TestForeignEditHoldsAtOnce(t *testing.T) {
 	r.expect("hold", rollout.ReasonForeignEdit)
 	r.expect("rollback b", rollout.ReasonWorse)
 }
+
+// A first step below the strategy's own is a step of its own: the next one counts from its own beginning.
+func TestEveryStepCountsForItself(t *testing.T) {
+	r := newRamp(t, rollout.Strategy{Steps: steps(10, 50)})
+	r.do(rollout.Update{Version: "b", Percent: pct("2")})
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 0)
+	r.step()
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 100)
+	r.expect("traffic b 10", rollout.ReasonStepComplete)
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 110)
+	r.expect("", rollout.ReasonStepRunning)
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 209)
+	r.expect("", rollout.ReasonStepRunning)
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 210)
+	r.expect("traffic b 50", rollout.ReasonStepComplete)
+}
+
+func TestResumeAfterTheDeadlineGivesTimeAnew(t *testing.T) {
+	r := newRamp(t, rollout.Strategy{Steps: steps(1, 10)})
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 0)
+	r.step()
+	r.now = r.now.Add(25 * time.Hour)
+	r.expect("hold", rollout.ReasonDeadline)
+	next, _, err := rollout.Apply(r.e, rollout.Request{ID: "resume", Actor: "alice", At: r.now}, rollout.Resume{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.e = next
+	r.now = r.now.Add(time.Hour)
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 200)
+	r.expect("traffic b 10", rollout.ReasonStepComplete)
+	r.now = r.now.Add(24 * time.Hour)
+	r.expect("hold", rollout.ReasonDeadline)
+}

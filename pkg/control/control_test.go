@@ -331,3 +331,23 @@ func TestQuietEndpointIsNotRewritten(t *testing.T) {
 		}
 	})
 }
+
+// TestFullListOfChangesEmpties: changes that piled up while control was away do not wedge it.
+func TestFullListOfChangesEmpties(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		retain := rollout.Duration(time.Second)
+		w.pair(rollout.Strategy{RetainFor: &retain, Steps: []rollout.Step{{Percent: 5000}}})
+		w.within(time.Second, "first step", claim("b", 5000))
+		w.apply(rollout.Promote{Version: "b"})
+		w.kill()
+		for i := 0; len(w.get().Spec.Changes) < rollout.MaxChanges; i++ {
+			w.apply(rollout.Hold{Reason: fmt.Sprint("why ", i)})
+		}
+		time.Sleep(5 * time.Second) // the standby's time is over: the engine has something to do
+		w.start()
+		defer w.kill()
+		w.within(5*time.Second, "the standby is retired", func(e *rollout.Endpoint) bool { return e.Spec.Version("a").Type == rollout.Untyped })
+		w.apply(rollout.Resume{})
+	})
+}
