@@ -520,7 +520,12 @@ func (o Update) apply(w *work) (string, error) {
 	}
 	var notes []string
 	if o.Settings != nil {
+		was := v.Revision()
 		mergeSettings(&v.Settings, o.Settings.clone())
+		notes = append(notes, "settings of "+v.Name+" are as asked")
+		if v.Revision() != was {
+			notes = append(notes, "its replicas are replaced, one after the other")
+		}
 	}
 	if o.Type != nil && *o.Type != v.Type {
 		switch *o.Type {

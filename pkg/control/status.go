@@ -47,6 +47,12 @@ func versionStatus(v *rollout.Version, f cluster.FleetState, has bool) rollout.V
 		s.State = rollout.StateRetired
 	case s.ReadyReplicas > 0:
 		s.State = rollout.StateReady
+		for _, rep := range f.Replicas {
+			// What serves hides what cannot start, such as the replicas of a changed setting.
+			if rep.State == cluster.ReplicaFailed {
+				s.Reason, s.Message = rep.Reason, firstLine(rep.Message, messageBytes)
+			}
+		}
 	case has && f.Reason != "":
 		s.State, s.Reason, s.Message = rollout.StateFailed, f.Reason, firstLine(f.Message, messageBytes)
 	case has && f.Count(cluster.ReplicaFailed) > 0:
