@@ -27,7 +27,6 @@ const (
 	ReasonJudgementRuns   Reason = "judgement_running"
 	ReasonLocked          Reason = "locked"
 	ReasonHeld            Reason = "held"
-	ReasonNotHeld         Reason = "not_held"
 	ReasonChangesFull     Reason = "changes_full"
 	ReasonNotEnoughReady  Reason = "not_enough_ready"
 	ReasonConflict        Reason = "conflict"
@@ -58,7 +57,6 @@ const (
 	ReasonForeignEdit   Reason = "foreign_edit"
 	ReasonRequested     Reason = "requested"
 	ReasonSuperseded    Reason = "superseded"
-	ReasonEvicted       Reason = "evicted"
 	ReasonNoChange      Reason = "no_change"
 
 	// The state of replicas.

@@ -355,8 +355,8 @@ func (r *Reconciler) fleets(ctx context.Context, e *rollout.Endpoint, have map[s
 	return due, errors.Join(errs...)
 }
 
-// firstLine keeps messages in the status short.
-func firstLine(s string, most int) string {
+// ending keeps messages in the status short: a traceback says most at its end.
+func ending(s string, most int) string {
 	s = strings.TrimSpace(s)
 	if len(s) > most {
 		s = "…" + strings.ToValidUTF8(s[len(s)-most:], "")

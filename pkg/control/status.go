@@ -50,16 +50,16 @@ func versionStatus(v *rollout.Version, f cluster.FleetState, has bool) rollout.V
 		for _, rep := range f.Replicas {
 			// What serves hides what cannot start, such as the replicas of a changed setting.
 			if rep.State == cluster.ReplicaFailed {
-				s.Reason, s.Message = rep.Reason, firstLine(rep.Message, messageBytes)
+				s.Reason, s.Message = rep.Reason, ending(rep.Message, messageBytes)
 			}
 		}
 	case has && f.Reason != "":
-		s.State, s.Reason, s.Message = rollout.StateFailed, f.Reason, firstLine(f.Message, messageBytes)
+		s.State, s.Reason, s.Message = rollout.StateFailed, f.Reason, ending(f.Message, messageBytes)
 	case has && f.Count(cluster.ReplicaFailed) > 0:
 		s.State = rollout.StateFailed
 		for _, rep := range f.Replicas {
 			if rep.State == cluster.ReplicaFailed {
-				s.Reason, s.Message = rep.Reason, firstLine(rep.Message, messageBytes)
+				s.Reason, s.Message = rep.Reason, ending(rep.Message, messageBytes)
 			}
 		}
 	default:
@@ -67,7 +67,7 @@ func versionStatus(v *rollout.Version, f cluster.FleetState, has bool) rollout.V
 		for _, rep := range f.Replicas {
 			// A replica between two crashes is starting, but what ended it is the news.
 			if rep.Restarts > 0 && rep.Message != "" {
-				s.Reason, s.Message = rep.Reason, firstLine(rep.Message, messageBytes)
+				s.Reason, s.Message = rep.Reason, ending(rep.Message, messageBytes)
 			}
 		}
 	}
@@ -126,7 +126,7 @@ func (r *Reconciler) report(ctx context.Context, e *rollout.Endpoint, plan rollo
 		ro.Evidence = was
 	}
 	st.Rollout = ro
-	same := reflect.DeepEqual(stored.Clone().Status, next.Clone().Status)
+	same := reflect.DeepEqual(stored.Status, next.Status)
 	if ro != nil && !reflect.DeepEqual(was, evidence) && (!same || moved || r.evidence.saveDue(e.Key(), now)) {
 		ro.Evidence = evidence
 		r.evidence.saved(e.Key(), now)

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sluice-dev/sluice/pkg/access"
 	"github.com/sluice-dev/sluice/pkg/autoscale"
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/rollout"
@@ -169,19 +171,25 @@ func (a *app) logsCmd() *cobra.Command {
 	return c
 }
 
+// endpointKeys are the keys of an endpoint that is there, made if it has none yet.
+func (a *app) endpointKeys(ctx context.Context, endpoint string) (*system, access.Keys, error) {
+	sys, err := a.open()
+	if err != nil {
+		return nil, access.Keys{}, err
+	}
+	if _, err := getEndpoint(ctx, sys.Store, a.key(endpoint)); err != nil {
+		return nil, access.Keys{}, err
+	}
+	k, err := sys.Keys.EnsureKeys(ctx, a.key(endpoint))
+	return sys, k, err
+}
+
 func (a *app) keysCmd() *cobra.Command {
 	c := &cobra.Command{Use: "keys", Short: "Show or replace an endpoint's keys"}
 	c.AddCommand(&cobra.Command{
 		Use: "get ENDPOINT", Short: "Show both keys", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			sys, err := a.open()
-			if err != nil {
-				return err
-			}
-			if _, err := getEndpoint(c.Context(), sys.Store, a.key(args[0])); err != nil {
-				return err
-			}
-			k, err := sys.Keys.EnsureKeys(c.Context(), a.key(args[0]))
+			_, k, err := a.endpointKeys(c.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -200,14 +208,7 @@ func (a *app) keysCmd() *cobra.Command {
 	re := &cobra.Command{
 		Use: "regenerate ENDPOINT", Short: "Replace one key; the other goes on working", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			sys, err := a.open()
-			if err != nil {
-				return err
-			}
-			if _, err := getEndpoint(c.Context(), sys.Store, a.key(args[0])); err != nil {
-				return err
-			}
-			k, err := sys.Keys.EnsureKeys(c.Context(), a.key(args[0]))
+			sys, k, err := a.endpointKeys(c.Context(), args[0])
 			if err != nil {
 				return err
 			}

@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -198,6 +197,3 @@ func listen(addr string) (*os.File, string, error) {
 	}
 	return f, got, nil
 }
-
-// LogFile is where the children's logs go when nobody looks.
-func LogFile(state string) string { return filepath.Join(state, "logs", "system.log") }
