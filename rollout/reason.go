@@ -52,6 +52,7 @@ const (
 	ReasonNoShare       Reason = "no_share"
 	ReasonQueued        Reason = "queued"
 	ReasonCapacity      Reason = "waiting_for_capacity"
+	ReasonReplacing     Reason = "replicas_replaced"
 	ReasonDeadline      Reason = "deadline"
 	ReasonRetainExpired Reason = "retain_expired"
 	ReasonForeignEdit   Reason = "foreign_edit"

@@ -52,6 +52,7 @@ func Reasons() []struct {
 		{ReasonNoShare, "The next step does not fit beside the other claims, or would leave the control under 1 per cent."},
 		{ReasonQueued, "The strategy runs on an older treatment first."},
 		{ReasonCapacity, "Too few slots are ready for the next share; replicas are being added."},
+		{ReasonReplacing, "Replicas with older settings still serve beside the new ones: nothing is judged until they are gone."},
 		{ReasonDeadline, "The treatment was undecided at its deadline."},
 		{ReasonRetainExpired, "The standby was kept for as long as retainFor says."},
 		{ReasonForeignEdit, "Shift fields were edited outside Sluice; advancing is held."},

@@ -179,6 +179,10 @@ func (s *stepper) run() {
 		s.wait(ReasonUnknown, "evidence is unavailable: nothing moves until it is back")
 		return
 	}
+	if text := s.replacing(); text != "" && s.strategy.Gate == GateVerdict {
+		s.wait(ReasonReplacing, text)
+		return
+	}
 	if done, why := s.stepDone(st, j); !done {
 		s.wait(ReasonStepRunning, why)
 		return
@@ -228,6 +232,23 @@ func (s *stepper) status() RolloutStatus {
 		out.StepRequests = "0" // the evidence began afresh
 	}
 	return out
+}
+
+// replacing says, if so, that replicas of two settings serve under one name: what they do
+// is evidence for neither.
+func (s *stepper) replacing() string {
+	for _, v := range []*Version{s.t, s.e.Spec.ByRole(Control)} {
+		st := s.e.Status.Version(v.Name)
+		if st.OutdatedReplicas == 0 {
+			continue
+		}
+		text := fmt.Sprintf("nothing is judged while replicas of %s with older settings serve: %d of %d are left", v.Name, st.OutdatedReplicas, st.ReadyReplicas)
+		if st.Message != "" {
+			text += "; those with the new settings do not start: " + st.Message
+		}
+		return text
+	}
+	return ""
 }
 
 func (s *stepper) deadlinePassed(st RolloutStatus) bool {

@@ -2,6 +2,8 @@ package rollout_test
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -69,6 +71,31 @@ func steps(pct ...rollout.Percent) []rollout.Step {
 		out = append(out, rollout.Step{Percent: p * rollout.OnePercent})
 	}
 	return out
+}
+
+// While settings are being replaced nothing is evidence, and the status says so.
+func TestReplicasOfTwoSettings(t *testing.T) {
+	r := newRamp(t, rollout.Strategy{Steps: steps(10, 50)})
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 0)
+	r.expect("traffic b 10", rollout.ReasonStepStarted)
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 200)
+	st := &r.e.Status.Versions[slices.IndexFunc(r.e.Status.Versions, func(v rollout.VersionStatus) bool { return v.Name == "a" })]
+	st.OutdatedReplicas, st.Message = 1, "ModuleNotFoundError"
+	p := r.expect("", rollout.ReasonReplacing)
+	for _, want := range []string{"replicas of a", "1 of ", "ModuleNotFoundError"} {
+		if !strings.Contains(p.Rollout.Message, want) {
+			t.Errorf("message %q lacks %q", p.Rollout.Message, want)
+		}
+	}
+	r.judge("b", rollout.VerdictWorse, rollout.ReasonWorse, 200)
+	r.expect("rollback b", rollout.ReasonWorse) // what was proven before stands
+	r = newRamp(t, rollout.Strategy{Gate: rollout.GateNone, Steps: steps(10, 50)})
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 0)
+	r.expect("traffic b 10", rollout.ReasonStepStarted)
+	r.expect("", rollout.ReasonStepRunning)
+	r.e.Status.Versions[0].OutdatedReplicas = 1
+	r.judge("b", rollout.VerdictUndecided, rollout.ReasonUndecided, 200)
+	r.expect("traffic b 50", rollout.ReasonStepComplete)
 }
 
 func TestRampToPromotion(t *testing.T) {

@@ -294,14 +294,16 @@ const (
 
 // VersionStatus is what is known of one version.
 type VersionStatus struct {
-	Name             string       `json:"name"`
-	State            VersionState `json:"state,omitempty"`
-	Reason           Reason       `json:"reason,omitempty"`
-	Message          string       `json:"message,omitempty"`
-	Replicas         int          `json:"replicas"`
-	ReadyReplicas    int          `json:"readyReplicas"`
-	EffectivePercent Percent      `json:"effectivePercent"`
-	PlannedPercent   Percent      `json:"plannedPercent"`
+	Name          string       `json:"name"`
+	State         VersionState `json:"state,omitempty"`
+	Reason        Reason       `json:"reason,omitempty"`
+	Message       string       `json:"message,omitempty"`
+	Replicas      int          `json:"replicas"`
+	ReadyReplicas int          `json:"readyReplicas"`
+	// OutdatedReplicas serve although settings that replace replicas have changed since they started.
+	OutdatedReplicas int     `json:"outdatedReplicas,omitempty"`
+	EffectivePercent Percent `json:"effectivePercent"`
+	PlannedPercent   Percent `json:"plannedPercent"`
 }
 
 // RolloutStatus is where the strategy stands.

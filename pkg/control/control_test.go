@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -295,6 +296,27 @@ func TestCapacityIsPreparedBeforeTheStep(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.within(2*time.Second, "planned", func(e *rollout.Endpoint) bool { return e.Status.Version("b").PlannedPercent == 50000 })
+	})
+}
+
+// A changed setting whose replicas fail leaves the old ones serving: the status says that nothing is judged.
+func TestChangedSettingThatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.kill()
+		w.pair(rollout.Strategy{Steps: []rollout.Step{{Percent: 5000}}})
+		w.within(time.Second, "first step", claim("b", 5000))
+		w.fleet.SetImage(version("b", 2).Image, memory.Behaviour{Fail: rollout.ReasonInitFailed, Message: "KeyError: THRESHOLD"})
+		w.apply(rollout.Update{Version: "b", Settings: &rollout.Settings{EnvironmentVariables: map[string]rollout.EnvValue{"X": {Value: "1"}}}})
+		w.within(5*time.Second, "the reason", func(e *rollout.Endpoint) bool {
+			ro := e.Status.Rollout
+			return ro != nil && ro.Reason == rollout.ReasonReplacing && strings.Contains(ro.Message, "KeyError") && e.Status.Version("b").OutdatedReplicas == 1
+		})
+		w.fleet.SetImage(version("b", 2).Image, memory.Behaviour{})
+		w.apply(rollout.Update{Version: "b", Settings: &rollout.Settings{EnvironmentVariables: map[string]rollout.EnvValue{"X": {Value: "2"}}}})
+		w.within(5*time.Second, "judging again", func(e *rollout.Endpoint) bool {
+			return e.Status.Version("b").OutdatedReplicas == 0 && e.Status.Rollout != nil && e.Status.Rollout.Reason == rollout.ReasonStepRunning
+		})
 	})
 }
 

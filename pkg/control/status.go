@@ -40,6 +40,11 @@ func versionStatus(v *rollout.Version, f cluster.FleetState, has bool) rollout.V
 	s := rollout.VersionStatus{Name: v.Name, State: rollout.StateStarting}
 	if has {
 		s.ReadyReplicas = f.Count(cluster.ReplicaReady)
+		for i := range f.Replicas {
+			if rep := &f.Replicas[i]; rep.State == cluster.ReplicaReady && rep.Revision != "" && rep.Revision != v.Revision() {
+				s.OutdatedReplicas++
+			}
+		}
 		s.Replicas = len(f.Replicas) - f.Count(cluster.ReplicaTerminating)
 	}
 	switch {

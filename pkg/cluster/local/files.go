@@ -39,7 +39,10 @@ func makeDir(dir string) error {
 // writeAtomic replaces a file so that readers see the old or the new content,
 // whole, and that the new one survives a loss of power once it returns: write a
 // temporary file beside it, fsync, rename, fsync the directory.
-func writeAtomic(path string, data []byte) (err error) {
+func writeAtomic(path string, data []byte) error { return replaceFile(path, data, true) }
+
+// replaceFile is writeAtomic; without sync a loss of power may leave the old content, or none.
+func replaceFile(path string, data []byte, sync bool) (err error) {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, tempPrefix+filepath.Base(path)+"-*") // mode 0600
 	if err != nil {
@@ -55,13 +58,15 @@ func writeAtomic(path string, data []byte) (err error) {
 	if _, err = f.Write(data); err != nil {
 		return err
 	}
-	if err = f.Sync(); err != nil {
-		return err
+	if sync {
+		if err = f.Sync(); err != nil {
+			return err
+		}
 	}
 	if err = f.Close(); err != nil {
 		return err
 	}
-	if err = os.Rename(f.Name(), path); err != nil {
+	if err = os.Rename(f.Name(), path); err != nil || !sync {
 		return err
 	}
 	return syncDir(dir)

@@ -6,6 +6,7 @@
 // The state directory, all of it for one user only:
 //
 //	endpoints/NAMESPACE/NAME.yaml  each endpoint with its status (Store)
+//	lastgood/NAMESPACE/NAME.yaml   what Sluice wrote there last, for when an edit by hand is refused
 //	journal.jsonl                  commands (Journal)
 //	keys/NAMESPACE/NAME.json       keys (Keys); routers never read them
 //	keyhashes.json                 their hashes, which routers read (KeyHashes)
@@ -57,17 +58,21 @@ const (
 
 // Store keeps each endpoint in a YAML file that people may read and edit.
 //
-// An edit by hand that is invalid is refused: in this process readers go on with
-// the last good content, the mistake is logged once and Problems gives it. A spec can still be
+// An edit by hand that is invalid is refused: readers go on with the last good
+// content, the mistake is logged once and Problems gives it. A process that starts meanwhile
+// goes on with what Sluice wrote last, of which a copy is kept elsewhere. A spec can still be
 // written over it (a rollback must not wait for a typing mistake); the refused text is then
 // kept beside it as NAME.yaml.rejected. A status is not: until the file is good again, or its
-// spec is written, it is kept in this process's memory only. A process that has never seen good
-// content fails to Get with *FileError, and List leaves the endpoint out.
+// spec is written, it is kept in this process's memory only. Where Sluice never wrote, and
+// this process never saw good content, Get fails with *FileError and List leaves the endpoint out.
 type Store struct {
 	root string
-	log  *slog.Logger
-	lock *pathLock
-	hub  watch.Keys
+	// copies has the last content that Sluice wrote of each endpoint. Only writers, who hold the
+	// lock, make them.
+	copies string
+	log    *slog.Logger
+	lock   *pathLock
+	hub    watch.Keys
 
 	mu    sync.Mutex
 	known map[rollout.Key]*record
@@ -102,15 +107,46 @@ func NewStore(dir string, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	s := &Store{root: root, log: log, lock: lock, known: map[rollout.Key]*record{}}
+	s := &Store{root: root, copies: filepath.Join(dir, "lastgood"), log: log, lock: lock, known: map[rollout.Key]*record{}}
 	for ns := range s.namespaces() {
 		removeStaleTemps(filepath.Join(root, ns))
+		removeStaleTemps(filepath.Join(s.copies, ns))
 	}
 	return s, nil
 }
 
 func (s *Store) path(key rollout.Key) string {
 	return filepath.Join(s.root, key.Namespace, key.Name+".yaml")
+}
+
+func (s *Store) copyPath(key rollout.Key) string {
+	return filepath.Join(s.copies, key.Namespace, key.Name+".yaml")
+}
+
+// keepCopy keeps what was just written, under the lock. The copy is a second chance only: it is not
+// synced, and a failure is logged.
+func (s *Store) keepCopy(key rollout.Key, data []byte) {
+	path := s.copyPath(key)
+	err := makeDir(filepath.Dir(path))
+	if err == nil {
+		err = replaceFile(path, data, false)
+	}
+	if err != nil {
+		s.log.Warn("no copy of the endpoint was kept: after a mistake in its file, processes that start cannot use it", "endpoint", key.String(), "err", err)
+	}
+}
+
+// lastWritten is what Sluice wrote last, or nil. A copy that anything but Sluice touched does not count.
+func (s *Store) lastWritten(key rollout.Key) *stored {
+	data, info, err := readBounded(s.copyPath(key), maxEndpointFile)
+	if err != nil || !writtenBySluice(data) {
+		return nil
+	}
+	st, err := decodeEndpoint(s.copyPath(key), key, data, info.ModTime())
+	if err != nil {
+		return nil
+	}
+	return st
 }
 
 // Problems are the endpoints whose file is invalid at present, as far as this
@@ -203,6 +239,7 @@ func (s *Store) look(ctx context.Context, key rollout.Key, writing bool) (looked
 			delete(s.known, key)
 			s.mu.Unlock()
 			if was {
+				_ = os.Remove(s.copyPath(key)) // what comes under that name later is another endpoint
 				s.hub.Changed(key)
 			}
 			return looked{}, cluster.ErrNotFound
@@ -260,6 +297,9 @@ func (s *Store) judge(key rollout.Key, r *record, data []byte, sum [sha256.Size]
 
 // refuse notes, and logs once, what is wrong with the present content. It runs under s.mu.
 func (s *Store) refuse(key rollout.Key, r *record, err error) looked {
+	if r.good == nil {
+		r.good = s.lastWritten(key)
+	}
 	if r.problem == nil || r.problem.Error() != err.Error() {
 		if r.good != nil {
 			s.log.Warn("endpoint file is refused: what was there before stays in force", "endpoint", key.String(), "err", err)
@@ -429,6 +469,7 @@ func (s *Store) Delete(ctx context.Context, key rollout.Key, resourceVersion str
 			return err
 		}
 		_ = os.Remove(s.path(key) + rejectedSuffix)
+		_ = os.Remove(s.copyPath(key))
 		if err := syncDir(filepath.Dir(s.path(key))); err != nil {
 			return err
 		}
@@ -536,6 +577,7 @@ func (s *Store) write(key rollout.Key, e *rollout.Endpoint, counter int64) (*rol
 	if err := writeAtomic(s.path(key), data); err != nil {
 		return nil, err
 	}
+	s.keepCopy(key, data)
 	s.mu.Lock()
 	r := s.known[key]
 	if r == nil {

@@ -342,8 +342,7 @@ func TestInvalidEdit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := s.Create(t.Context(), clustertest.Endpoint("models", "other"))
-	if err != nil {
+	if _, err := s.Create(t.Context(), clustertest.Endpoint("models", "other")); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.List(t.Context()); err != nil {
@@ -396,30 +395,27 @@ func TestInvalidEdit(t *testing.T) {
 		t.Errorf("problems: %v", s.Problems())
 	}
 
-	// A process that never saw better says where the mistake is and goes on with the others.
+	// A process that starts now goes on with what Sluice wrote last, and says where the mistake is.
 	var freshLog recorder
 	fresh, err := local.NewStore(dir, freshLog.logger())
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = fresh.Get(t.Context(), fraud)
-	var fileErr *local.FileError
-	if !errors.As(err, &fileErr) || fileErr.Path != path || fileErr.Line != line {
-		t.Errorf("fresh get: %v; want a *FileError at %s", err, place)
+	got, err := fresh.Get(t.Context(), fraud)
+	if err != nil {
+		t.Fatalf("fresh get with a broken file: %v", err)
 	}
-	if rollout.ReasonOf(err) != rollout.ReasonInvalid {
-		t.Errorf("reason %s, want invalid", rollout.ReasonOf(err))
+	if diff := cmp.Diff(e, got); diff != "" {
+		t.Errorf("fresh get with a broken file (-written last +got):\n%s", diff)
 	}
-	l, err := fresh.List(t.Context())
-	if err != nil || len(l) != 1 || l[0].Key() != other.Key() {
-		t.Errorf("fresh list: %v, %v; want the other endpoint alone", l, err)
+	if l, err := fresh.List(t.Context()); err != nil || len(l) != 2 {
+		t.Errorf("fresh list: %d endpoints, %v; want both", len(l), err)
 	}
-	if !strings.Contains(freshLog.String(), place) {
-		t.Errorf("fresh log does not name %s:\n%s", place, freshLog.String())
+	if p := fresh.Problems()[fraud]; p == nil || !strings.Contains(p.Error(), place) {
+		t.Errorf("fresh problem %v does not name %s", p, place)
 	}
-	e2 := e.Clone()
-	if _, err := fresh.Update(t.Context(), e2); err == nil || errors.Is(err, cluster.ErrNotFound) {
-		t.Errorf("fresh update: %v, want the mistake", err)
+	if !strings.Contains(freshLog.String(), place) || !strings.Contains(freshLog.String(), "stays in force") {
+		t.Errorf("fresh log does not name %s and what is in force:\n%s", place, freshLog.String())
 	}
 
 	// The status is not written over an edit but kept in memory; the spec is, and the edit is kept.
@@ -483,6 +479,66 @@ func TestInvalidEdit(t *testing.T) {
 	})
 }
 
+// A rollback through a process that never saw good content is written over the mistake, and the
+// copy goes with its endpoint.
+func TestFreshProcessWritesOverAMistake(t *testing.T) {
+	t.Parallel()
+	dir, path, _, e := file(t)
+	breakFile := func() {
+		t.Helper()
+		if err := os.WriteFile(path, []byte("spec: }"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	breakFile()
+	s := newStore(t, dir)
+	got, err := s.Get(t.Context(), fraud)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.Spec.Hold = &rollout.Mark{Reason: "looks wrong", Actor: "ada"}
+	if got, err = s.Update(t.Context(), got); err != nil {
+		t.Fatalf("update over the mistake: %v", err)
+	}
+	if got.Metadata.UID != e.Metadata.UID || got.Metadata.Generation != e.Metadata.Generation+1 {
+		t.Errorf("uid %s generation %d, want those of the endpoint that was there: %s, %d", got.Metadata.UID, got.Metadata.Generation, e.Metadata.UID, e.Metadata.Generation+1)
+	}
+	if kept, err := os.ReadFile(path + ".rejected"); err != nil || string(kept) != "spec: }" {
+		t.Errorf("the refused text: %q, %v", kept, err)
+	}
+	again, err := newStore(t, dir).Get(t.Context(), fraud)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(got, again); diff != "" {
+		t.Errorf("what was written (-want +got):\n%s", diff)
+	}
+
+	// A copy that somebody edited is not what Sluice wrote.
+	copied := filepath.Join(dir, "lastgood", "models", "fraud.yaml")
+	data, err := os.ReadFile(copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	breakFile()
+	if err := os.WriteFile(copied, append(data, "# mine\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var fe *local.FileError
+	if _, err := newStore(t, dir).Get(t.Context(), fraud); !errors.As(err, &fe) {
+		t.Errorf("with an edited copy: %v, want the mistake", err)
+	}
+
+	// What comes later under that name is another endpoint.
+	if err := s.Delete(t.Context(), fraud, ""); err != nil {
+		t.Fatal(err)
+	}
+	breakFile()
+	if _, err := newStore(t, dir).Get(t.Context(), fraud); !errors.As(err, &fe) {
+		t.Errorf("after a deletion: %v, want the mistake", err)
+	}
+}
+
 func TestMistakesNameTheirLine(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ from, to, line, says string }{
@@ -517,6 +573,9 @@ func TestMistakesNameTheirLine(t *testing.T) {
 				if strings.Contains(l, c.line) {
 					want[n+1] = true
 				}
+			}
+			if err := os.RemoveAll(filepath.Join(dir, "lastgood")); err != nil {
+				t.Fatal(err)
 			}
 			_, err = newStore(t, dir).Get(t.Context(), fraud)
 			var fe *local.FileError
