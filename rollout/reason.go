@@ -70,6 +70,8 @@ const (
 	ReasonReadyTimeout  Reason = "not_ready_in_time"
 	ReasonFallback      Reason = "share_fell_back"
 	ReasonNothingServes Reason = "nothing_serves"
+	ReasonClusterFull   Reason = "cluster_full"
+	ReasonPodsRefused   Reason = "pods_refused"
 
 	// A router's answers.
 	ReasonUnauthorized    Reason = "unauthorized"

@@ -6,6 +6,8 @@
 package v1alpha1
 
 import (
+	"time"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -70,7 +72,7 @@ type JournalSpec struct {
 	// Origin says where a reply goes; the intake's own words.
 	Origin map[string]string `json:"origin,omitempty"`
 	// At is when the command was recorded.
-	At metav1.MicroTime `json:"at"`
+	At time.Time `json:"at"`
 }
 
 // JournalEndpoint names an endpoint.

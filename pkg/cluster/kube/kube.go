@@ -1,0 +1,214 @@
+// Package kube has the ports of pkg/cluster on Kubernetes: endpoints and the
+// journal as custom resources, versions as Deployments, keys in Secrets. One
+// Cluster per process follows what its role needs through shared watches, so that reading
+// costs no request; writes go to the API server, with strict field validation.
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/sluice-dev/sluice/pkg/cluster/kube/v1alpha1"
+)
+
+// FieldManager names Sluice among the writers of an object's fields.
+const FieldManager = "sluice"
+
+// Labels of everything that Sluice makes in a cluster.
+const (
+	LabelManagedBy = "app.kubernetes.io/managed-by"
+	ManagedBy      = "sluice"
+	LabelEndpoint  = "sluice.dev/endpoint"
+	LabelVersion   = "sluice.dev/version"
+	// LabelRevision is on pods: the revision of the settings that they were started with.
+	LabelRevision = "sluice.dev/revision"
+	// LabelKeys is on the Secrets that hold an endpoint's keys.
+	LabelKeys = "sluice.dev/keys"
+)
+
+// Options of New.
+type Options struct {
+	// Namespaces whose endpoints are seen; none means all of them.
+	Namespaces []string
+	// SystemNamespace has what belongs to the installation: journal, key hashes, leases.
+	SystemNamespace string
+	// Secrets says which ones are watched.
+	Secrets SecretScope
+	Logger  *slog.Logger
+}
+
+// SecretScope is which Secrets a process watches; asking for single ones needs none.
+type SecretScope int
+
+// The scopes.
+const (
+	SecretsNone SecretScope = iota
+	// SecretsOfKeys: those that Sluice made in the namespaces; for the control role.
+	SecretsOfKeys
+	// SecretsOfHashes: the one with the hashes of all keys; for routers.
+	SecretsOfHashes
+)
+
+// Cluster is one process's connection to a cluster. Its parts are made by the methods
+// Store, Fleets and so on, before Start; what none of them asked for is not watched.
+type Cluster struct {
+	options Options
+	log     *slog.Logger
+	config  *rest.Config
+	client  client.WithWatch
+	cache   cache.Cache
+	wanted  []client.Object
+}
+
+// New connects to nothing yet; it fails if the configuration makes no sense.
+func New(config *rest.Config, o Options) (*Cluster, error) {
+	scheme := runtime.NewScheme()
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+		return nil, fmt.Errorf("register kinds: %w", err)
+	}
+	config = rest.CopyConfig(config)
+	if config.UserAgent == "" {
+		config.UserAgent = "sluice"
+	}
+	// Bursts are short: a reconcile of one endpoint writes a handful of objects.
+	config.QPS, config.Burst = 50, 100
+	direct, err := client.NewWithWatch(config, client.Options{Scheme: scheme})
+	if err != nil {
+		return nil, fmt.Errorf("make client: %w", err)
+	}
+	ours := labels.SelectorFromSet(labels.Set{LabelManagedBy: ManagedBy})
+	co := cache.Options{
+		Scheme: scheme,
+		ByObject: map[client.Object]cache.ByObject{
+			&appsv1.Deployment{}:         {Label: ours, Transform: trimDeployment},
+			&corev1.Pod{}:                {Label: ours, Transform: trimPod},
+			&discoveryv1.EndpointSlice{}: {Label: ours, Transform: trimSlice},
+		},
+		// Everything is read again now and then only by who asks for it; watches resume by themselves.
+		SyncPeriod: durationOf(10 * time.Hour),
+		DefaultWatchErrorHandler: func(_ context.Context, r *toolscache.Reflector, err error) {
+			o.Logger.Debug("a watch ended and begins again", "of", r.TypeDescription(), "error", err)
+		},
+	}
+	if len(o.Namespaces) > 0 {
+		co.DefaultNamespaces = map[string]cache.Config{}
+		for _, ns := range o.Namespaces {
+			co.DefaultNamespaces[ns] = cache.Config{}
+		}
+	}
+	if o.SystemNamespace != "" {
+		system := cache.ByObject{Namespaces: map[string]cache.Config{o.SystemNamespace: {}}}
+		co.ByObject[&v1alpha1.JournalEntry{}] = system
+	}
+	switch o.Secrets {
+	case SecretsNone:
+	case SecretsOfKeys:
+		co.ByObject[&corev1.Secret{}] = cache.ByObject{Label: ours}
+	case SecretsOfHashes:
+		co.ByObject[&corev1.Secret{}] = cache.ByObject{
+			Namespaces: map[string]cache.Config{o.SystemNamespace: {}}, Field: fields.OneTermEqualSelector("metadata.name", HashesName),
+		}
+	}
+	watched, err := cache.New(config, co)
+	if err != nil {
+		return nil, fmt.Errorf("make cache: %w", err)
+	}
+	return &Cluster{options: o, log: o.Logger, config: config, client: strict(direct), cache: watched}, nil
+}
+
+func durationOf(d time.Duration) *time.Duration { return &d }
+
+// strict makes every write fail on fields that the API server does not know, instead of losing them.
+func strict(c client.WithWatch) client.WithWatch {
+	return strictClient{c, client.WithFieldValidation(client.WithFieldOwner(c, FieldManager), metav1.FieldValidationStrict)}
+}
+
+type strictClient struct {
+	client.WithWatch
+	writer client.Client
+}
+
+func (s strictClient) Create(ctx context.Context, o client.Object, opts ...client.CreateOption) error {
+	return s.writer.Create(ctx, o, opts...)
+}
+
+func (s strictClient) Update(ctx context.Context, o client.Object, opts ...client.UpdateOption) error {
+	return s.writer.Update(ctx, o, opts...)
+}
+
+func (s strictClient) Patch(ctx context.Context, o client.Object, p client.Patch, opts ...client.PatchOption) error {
+	return s.writer.Patch(ctx, o, p, opts...)
+}
+
+func (s strictClient) Apply(ctx context.Context, o runtime.ApplyConfiguration, opts ...client.ApplyOption) error {
+	return s.writer.Apply(ctx, o, opts...)
+}
+
+func (s strictClient) Status() client.SubResourceWriter { return s.writer.Status() }
+
+func (s strictClient) SubResource(name string) client.SubResourceClient {
+	return s.writer.SubResource(name)
+}
+
+// Start follows what was asked for until ctx ends. It returns once everything has been
+// read for the first time, and fails if that does not happen within a minute.
+func (c *Cluster) Start(ctx context.Context) error {
+	failed := make(chan error, 1)
+	go func() { failed <- c.cache.Start(ctx) }()
+	first, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	synced := make(chan bool, 1)
+	go func() { synced <- c.cache.WaitForCacheSync(first) }()
+	select {
+	case err := <-failed:
+		if err == nil {
+			err = ctx.Err()
+		}
+		return fmt.Errorf("follow the cluster: %w", err)
+	case ok := <-synced:
+		if !ok {
+			return errors.New("follow the cluster: nothing could be read within a minute: is the API server reachable, and may this account list and watch what Sluice needs?")
+		}
+		return nil
+	}
+}
+
+// inform calls fn for each event of a kind, old and new (nil where there is none), from Start on.
+func (c *Cluster) inform(ctx context.Context, kind client.Object, fn func(old, now client.Object)) error {
+	informer, err := c.cache.GetInformer(ctx, kind, cache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("watch %T: %w", kind, err)
+	}
+	object := func(v any) client.Object {
+		if gone, ok := v.(toolscache.DeletedFinalStateUnknown); ok {
+			v = gone.Obj
+		}
+		o, _ := v.(client.Object)
+		return o
+	}
+	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    func(v any) { fn(nil, object(v)) },
+		UpdateFunc: func(was, v any) { fn(object(was), object(v)) },
+		DeleteFunc: func(v any) { fn(object(v), nil) },
+	})
+	if err != nil {
+		return fmt.Errorf("watch %T: %w", kind, err)
+	}
+	return nil
+}
