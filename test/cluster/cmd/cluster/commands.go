@@ -193,15 +193,14 @@ func newForward(o *options) *cobra.Command {
 
 func newImages(o *options) *cobra.Command {
 	return &cobra.Command{
-		Use:   "images",
+		Use:   "images [NAME...]",
 		Short: "Make the base images and put them into the registry: " + images.Busybox + ", " + images.Python,
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			return withRegistry(o, func(registry string, p paths) error {
 				if err := preflight.Images(cmd.Context(), cmd.OutOrStdout()); err != nil {
 					return err
 				}
-				return images.Push(cmd.Context(), registry, filepath.Join(p.cache, "cluster-images"), cmd.OutOrStdout())
+				return images.Push(cmd.Context(), registry, filepath.Join(p.cache, "cluster-images"), args, cmd.OutOrStdout())
 			})
 		},
 	}

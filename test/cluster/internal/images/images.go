@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,9 +41,14 @@ const (
 // searchPath is what programs are looked for in.
 const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// Push makes the base images, or takes them from the folder cache, and puts those into the registry
-// (a host and a port) that are not there. It says on out what it does.
-func Push(ctx context.Context, registry, cache string, out io.Writer) error {
+// Push makes the base images that are named, or all of them, or takes them from the folder cache, and
+// puts those into the registry (a host and a port) that are not there. It says on out what it does.
+func Push(ctx context.Context, registry, cache string, names []string, out io.Writer) error {
+	for _, name := range names {
+		if name != Busybox && name != Python {
+			return fmt.Errorf("find image %q: there are %s and %s", name, Busybox, Python)
+		}
+	}
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return fmt.Errorf("make cache: %w", err)
 	}
@@ -50,6 +56,9 @@ func Push(ctx context.Context, registry, cache string, out io.Writer) error {
 		name string
 		make func(ctx context.Context, cache string, out io.Writer) (v1.Image, error)
 	}{{Busybox, busybox}, {Python, python}} {
+		if len(names) > 0 && !slices.Contains(names, one.name) {
+			continue
+		}
 		began := time.Now()
 		image, err := one.make(ctx, cache, out)
 		if err != nil {
@@ -142,19 +151,19 @@ func busybox(ctx context.Context, cache string, _ io.Writer) (v1.Image, error) {
 				return err
 			}
 		}
-		for name, body := range map[string][]byte{
-			"bin/busybox": program,
-			"etc/passwd":  []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n"),
-			"etc/group":   []byte("root:x:0:\nnogroup:x:65534:\n"),
+		for _, file := range []struct {
+			name string
+			mode int64
+			body []byte
+		}{
+			{"bin/busybox", 0o755, program},
+			{"etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n")},
+			{"etc/group", 0o644, []byte("root:x:0:\nnogroup:x:65534:\n")},
 		} {
-			mode := int64(0o644)
-			if name == "bin/busybox" {
-				mode = 0o755
-			}
-			if err := t.WriteHeader(&tar.Header{Name: name, Mode: mode, Size: int64(len(body))}); err != nil {
+			if err := t.WriteHeader(&tar.Header{Name: file.name, Mode: file.mode, Size: int64(len(file.body))}); err != nil {
 				return err
 			}
-			if _, err := t.Write(body); err != nil {
+			if _, err := t.Write(file.body); err != nil {
 				return err
 			}
 		}
