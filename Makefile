@@ -53,6 +53,21 @@ bench: ## measurements, as ratios within one run; takes about half an hour
 bench-verdict:
 	go run ./test/bench/verdict
 
+# The tool that runs a Kubernetes for tests is a module of its own; compiling it is quick when nothing
+# has changed, compiling Kubernetes is left to it.
+.PHONY: cluster cluster-up cluster-down cluster-test
+cluster:
+	@mkdir -p $(BIN) && CGO_ENABLED=0 go build -C test/cluster -o $(BIN)/cluster ./cmd/cluster
+
+cluster-up: cluster ## a one-node Kubernetes on this machine, with base images; see test/cluster
+	@$(BIN)/cluster up && $(BIN)/cluster images
+
+cluster-down: cluster
+	@$(BIN)/cluster down
+
+cluster-test: cluster ## the cluster's own test
+	@$(BIN)/cluster build && cd test/cluster && go vet ./... && go test -count=1 -v ./...
+
 generate: ## references that are made from the code
 	go test ./rollout -run TestReasonsReference -update
 	go test ./cmd/sluice/internal/cli -run TestCommandReference -update
