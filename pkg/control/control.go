@@ -78,7 +78,7 @@ func Run(ctx context.Context, o Options) error {
 			case <-ctx.Done():
 				return
 			case <-poll.C:
-				for _, key := range r.evidence.poll(ctx) {
+				for _, key := range r.Poll(ctx) {
 					queue.Add(key)
 				}
 			}
@@ -123,11 +123,7 @@ func Run(ctx context.Context, o Options) error {
 		case <-again.C:
 			everything()
 		case now := <-hourly.C:
-			if o.Journal != nil {
-				if err := o.Journal.Prune(ctx, now.Add(-journalFor)); err != nil {
-					o.Logger.Warn("pruning the journal failed", "error", err)
-				}
-			}
+			r.Prune(ctx, now)
 		}
 	}
 }
@@ -173,6 +169,20 @@ type Reconciler struct {
 // NewReconciler makes one; Run is the usual way in.
 func NewReconciler(o Options) *Reconciler {
 	return &Reconciler{Options: o, evidence: newEvidence(o.Routers), now: time.Now}
+}
+
+// Poll asks the routers once for their evidence and returns the endpoints whose
+// evidence grew: they are to be reconciled. Whoever drives Reconcile calls it every PollEvidence.
+func (r *Reconciler) Poll(ctx context.Context) []rollout.Key { return r.evidence.poll(ctx) }
+
+// Prune removes journal entries that nothing can repeat any more. Call it now and then.
+func (r *Reconciler) Prune(ctx context.Context, now time.Time) {
+	if r.Journal == nil {
+		return
+	}
+	if err := r.Journal.Prune(ctx, now.Add(-journalFor)); err != nil {
+		r.Logger.Warn("pruning the journal failed", "error", err)
+	}
 }
 
 // Reconcile brings one endpoint up to what its spec asks for, as far as is

@@ -31,13 +31,20 @@ type book struct {
 	treatment string
 }
 
+// source is one router run's evidence for one comparison.
+type source struct {
+	book
+	epoch string
+	key   verdict.Key
+}
+
 // evidence keeps what routers reported, and restores what the status saved.
 type evidence struct {
 	routers Routers
 
 	mu       sync.Mutex
 	books    map[book]*verdict.Ledger
-	seen     map[book]int64 // observations at the last poll
+	seen     map[source]int64 // observations at the last poll
 	restored map[rollout.Key]bool
 	savedAt  map[rollout.Key]time.Time
 	// complete is when every router reported last.
@@ -50,7 +57,7 @@ type evidence struct {
 
 func newEvidence(r Routers) *evidence {
 	return &evidence{
-		routers: r, books: map[book]*verdict.Ledger{}, seen: map[book]int64{}, restored: map[rollout.Key]bool{}, savedAt: map[rollout.Key]time.Time{},
+		routers: r, books: map[book]*verdict.Ledger{}, seen: map[source]int64{}, restored: map[rollout.Key]bool{}, savedAt: map[rollout.Key]time.Time{},
 	}
 }
 
@@ -71,6 +78,7 @@ func (v *evidence) poll(ctx context.Context) []rollout.Key {
 		v.metered = now
 	}
 	grown := map[rollout.Key]bool{}
+	seen := make(map[source]int64, len(v.seen))
 	for _, r := range reports {
 		for _, er := range r.Evidence {
 			b := book{er.Endpoint, er.Treatment}
@@ -82,12 +90,14 @@ func (v *evidence) poll(ctx context.Context) []rollout.Key {
 			if _, err := l.Update(r.Epoch, verdict.Key(er.Key), e); err != nil {
 				continue
 			}
-			if n := e.Requests(verdict.Treatment) + e.Requests(verdict.Control); n != v.seen[b] {
-				v.seen[b] = n
+			from := source{b, r.Epoch, verdict.Key(er.Key)}
+			seen[from] = e.Requests(verdict.Treatment) + e.Requests(verdict.Control)
+			if seen[from] != v.seen[from] {
 				grown[er.Endpoint] = true
 			}
 		}
 	}
+	v.seen = seen
 	out := make([]rollout.Key, 0, len(grown))
 	for k := range grown {
 		out = append(out, k)
@@ -244,7 +254,6 @@ func (v *evidence) forget(key rollout.Key) {
 	for b := range v.books {
 		if b.endpoint == key {
 			delete(v.books, b)
-			delete(v.seen, b)
 		}
 	}
 }

@@ -77,7 +77,7 @@ func (k *Keys) get(ctx context.Context, key rollout.Key) (*corev1.Secret, error)
 	if err := k.c.client.Get(ctx, objectKey(key), &s); err != nil {
 		return nil, err
 	}
-	if s.Labels[LabelKeys] != "true" || s.Labels[LabelEndpoint] != key.Name {
+	if s.Labels[LabelPart] != PartKeys || s.Labels[LabelEndpoint] != key.Name {
 		return nil, &rollout.Error{
 			Reason: rollout.ReasonInvalid, Field: "keys", Message: fmt.Sprintf("secret %s/%s is not one of Sluice's", s.Namespace, s.Name),
 			Hint: "give that secret another name: this one is the endpoint's",
@@ -104,7 +104,7 @@ func (k *Keys) known(ctx context.Context, key rollout.Key) (access.Keys, bool) {
 		return access.Keys{}, false
 	}
 	var s corev1.Secret
-	if err := k.c.cache.Get(ctx, objectKey(key), &s, client.UnsafeDisableDeepCopy); err != nil || s.Labels[LabelKeys] != "true" || s.DeletionTimestamp != nil {
+	if err := k.c.cache.Get(ctx, objectKey(key), &s, client.UnsafeDisableDeepCopy); err != nil || s.Labels[LabelPart] != PartKeys || s.DeletionTimestamp != nil {
 		return access.Keys{}, false
 	}
 	k.mu.Lock()
@@ -160,7 +160,7 @@ func (k *Keys) secret(ctx context.Context, key rollout.Key, keys access.Keys) (*
 		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"},
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: key.Namespace, Name: keysName(key.Name),
-			Labels: map[string]string{LabelManagedBy: ManagedBy, LabelEndpoint: key.Name, LabelKeys: "true"},
+			Labels: map[string]string{LabelManagedBy: ManagedBy, LabelEndpoint: key.Name, LabelPart: PartKeys},
 		},
 		Type: corev1.SecretTypeOpaque,
 		Data: map[string][]byte{keyPrimary: []byte(keys.Primary), keySecondary: []byte(keys.Secondary)},
@@ -253,7 +253,7 @@ func (k *Keys) Publish(ctx context.Context, log *slog.Logger) error {
 
 func (k *Keys) publish(ctx context.Context) error {
 	var list corev1.SecretList
-	if err := k.c.cache.List(ctx, &list, client.MatchingLabels{LabelKeys: "true"}, client.UnsafeDisableDeepCopy); err != nil {
+	if err := k.c.cache.List(ctx, &list, client.MatchingLabels{LabelPart: PartKeys}, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("list keys: %w", err)
 	}
 	data := map[string][]byte{}

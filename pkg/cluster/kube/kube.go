@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/selection"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
@@ -34,12 +35,16 @@ const FieldManager = "sluice"
 const (
 	LabelManagedBy = "app.kubernetes.io/managed-by"
 	ManagedBy      = "sluice"
-	LabelEndpoint  = "sluice.dev/endpoint"
-	LabelVersion   = "sluice.dev/version"
+	// LabelPart is on all that is watched, and says what it is. The label above is Helm's in a
+	// chart, so that it cannot tell what is Sluice's.
+	LabelPart     = "sluice.dev/part"
+	PartFleet     = "fleet"
+	PartKeys      = "keys"
+	PartRouter    = "router" // the Service that leads to every router's admin port
+	LabelEndpoint = "sluice.dev/endpoint"
+	LabelVersion  = "sluice.dev/version"
 	// LabelRevision is on pods: the revision of the settings that they were started with.
 	LabelRevision = "sluice.dev/revision"
-	// LabelKeys is on the Secrets that hold an endpoint's keys.
-	LabelKeys = "sluice.dev/keys"
 )
 
 // Options of New.
@@ -92,7 +97,11 @@ func New(config *rest.Config, o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make client: %w", err)
 	}
-	ours := labels.SelectorFromSet(labels.Set{LabelManagedBy: ManagedBy})
+	part, err := labels.NewRequirement(LabelPart, selection.Exists, nil)
+	if err != nil {
+		return nil, fmt.Errorf("make selector: %w", err)
+	}
+	ours := labels.NewSelector().Add(*part)
 	co := cache.Options{
 		Scheme: scheme,
 		ByObject: map[client.Object]cache.ByObject{

@@ -22,6 +22,7 @@ func cut(s string) string { return strings.TrimRight(s[:min(len(s), 27)], "-") }
 func childLabels(key cluster.FleetKey) map[string]string {
 	return map[string]string{
 		LabelManagedBy: ManagedBy,
+		LabelPart:      PartFleet,
 		LabelEndpoint:  key.Endpoint.Name,
 		LabelVersion:   key.Version,
 	}
