@@ -215,7 +215,7 @@ func (a *app) updateCmd() *cobra.Command {
 				op.Percent = &p
 			}
 			if control && set("type") {
-				return usageError{errors.New("--control and --type: use one of them")}
+				return misuse("--control", "use one of them", "--control and --type say the same")
 			}
 			if control {
 				role = string(rollout.Control)
@@ -260,7 +260,7 @@ func (a *app) updateCmd() *cobra.Command {
 					s.Autoscale = &as
 				}
 				if s.Replicas != nil && s.Autoscale != nil {
-					return nil, usageError{errors.New("--replicas fixes the number; the autoscaling flags do not go with it")}
+					return nil, misuse("--replicas", "leave one of them out", "--replicas fixes the number; the autoscaling flags do not go with it")
 				}
 				if set("slots") || set("queue-wait-ms") {
 					cc := rollout.Concurrency{}
@@ -286,7 +286,7 @@ func (a *app) updateCmd() *cobra.Command {
 					for _, kv := range env {
 						k, x, ok := strings.Cut(kv, "=")
 						if !ok {
-							return nil, usageError{fmt.Errorf("--env %q: write NAME=VALUE", kv)}
+							return nil, misuse("--env", "write NAME=VALUE", "--env %q has no =", kv)
 						}
 						s.EnvironmentVariables[k] = rollout.EnvValue{Value: x}
 					}
@@ -330,7 +330,7 @@ func (a *app) deleteCmd() *cobra.Command {
 				return a.change(c.Context(), change{endpoint: args[0], version: args[1], op: rollout.Delete{Version: args[1], NewDefault: newDefault}})
 			}
 			if newDefault != "" {
-				return usageError{errors.New("--new-default goes with a VERSION")}
+				return misuse("--new-default", "name the version to delete, or leave it out", "--new-default goes with a VERSION")
 			}
 			sys, err := a.open()
 			if err != nil {
@@ -393,4 +393,12 @@ func (a *app) unlockCmd() *cobra.Command {
 			return a.change(c.Context(), change{endpoint: args[0], op: rollout.Unlock{}})
 		},
 	}
+}
+
+// notNegative refuses a duration below zero.
+func notNegative(flag string, d time.Duration) error {
+	if d < 0 {
+		return misuse(flag, "use 0 or more", "%s %s is below zero", flag, d)
+	}
+	return nil
 }
