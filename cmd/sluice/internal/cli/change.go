@@ -68,6 +68,9 @@ func (a *app) withRoom(ctx context.Context, ch change, s share, percent rollout.
 	if !s.wait {
 		return a.change(ctx, ch)
 	}
+	if err := notNegative("--timeout", s.timeout); err != nil {
+		return err
+	}
 	sys, err := a.open()
 	if err != nil {
 		return err
@@ -105,13 +108,23 @@ func (a *app) withRoom(ctx context.Context, ch change, s share, percent rollout.
 	return a.printChange(ch, out)
 }
 
-// until watches an endpoint until the condition holds; the text says how far it is.
+// until watches an endpoint until the condition holds; the text says how far it is. It looks
+// at least once: without time to wait, that is the answer.
 func (a *app) until(ctx context.Context, sys *system, endpoint string, timeout time.Duration, holds func(*rollout.Endpoint) (bool, string, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	changes, err := sys.Store.Watch(ctx)
-	if err != nil {
+	if err := notNegative("--timeout", timeout); err != nil {
 		return err
+	}
+	// The time is for waiting only: a look that has begun is not cut off.
+	waiting, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	changes, err := sys.Store.Watch(waiting)
+	if err != nil && (waiting.Err() == nil || ctx.Err() != nil) {
+		return err
+	}
+	if err != nil {
+		gone := make(chan rollout.Key)
+		close(gone)
+		changes = gone
 	}
 	last := ""
 	for {
@@ -127,15 +140,15 @@ func (a *app) until(ctx context.Context, sys *system, endpoint string, timeout t
 			_, _ = fmt.Fprintln(a.io.Err, text)
 			last = text
 		}
-		for waiting := true; waiting; {
+		for other := true; other; {
 			key, open := <-changes
 			if !open {
-				if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-					return &rollout.Error{Reason: rollout.ReasonReadyTimeout, Field: "--timeout", Message: fmt.Sprintf("not within %s: %s", timeout, last), Hint: "look at `sluice status " + endpoint + "`"}
+				if err := ctx.Err(); err != nil {
+					return err
 				}
-				return ctx.Err()
+				return &rollout.Error{Reason: rollout.ReasonReadyTimeout, Field: "--timeout", Message: fmt.Sprintf("not within %s: %s", timeout, last), Hint: "look at `sluice status " + endpoint + "`"}
 			}
-			waiting = key != a.key(endpoint)
+			other = key != a.key(endpoint)
 		}
 	}
 }

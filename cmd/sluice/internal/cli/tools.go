@@ -89,7 +89,7 @@ func (a *app) waitCmd() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&what, "for", "ready", "ready, promoted or rolled-back")
-	c.Flags().DurationVar(&timeout, "timeout", 10*time.Minute, "how long to wait")
+	c.Flags().DurationVar(&timeout, "timeout", 10*time.Minute, "how long to wait; 0 looks once")
 	return c
 }
 
