@@ -58,6 +58,7 @@ const (
 	ReasonRequested     Reason = "requested"
 	ReasonSuperseded    Reason = "superseded"
 	ReasonNoChange      Reason = "no_change"
+	ReasonInterrupted   Reason = "interrupted"
 
 	// The state of replicas.
 	ReasonStarting      Reason = "replicas_starting"

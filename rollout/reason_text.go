@@ -58,6 +58,7 @@ func Reasons() []struct {
 		{ReasonRequested, "A person or a workflow asked for it."},
 		{ReasonSuperseded, "A newer version of the same pull request took its place."},
 		{ReasonNoChange, "Everything was as asked already."},
+		{ReasonInterrupted, "The command was ended before it was done; the message says what it left."},
 		{ReasonStarting, "Replicas are starting."},
 		{ReasonInitFailed, "The entry script could not be loaded or its init() failed; the message has the traceback's end."},
 		{ReasonCrashed, "A replica's process ended; it is started again."},

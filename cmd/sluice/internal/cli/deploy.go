@@ -84,7 +84,11 @@ func (a *app) deployCmd() *cobra.Command {
 		Short: "Package a project and add it to its endpoint as a version",
 		Long: `Package a project and add it to its endpoint as a version. The first version becomes
 control and default; a later one joins at 0 per cent, and once it is ready and its smoke
-test has passed it becomes a treatment.`,
+test has passed it becomes a treatment.
+
+A deploy that is interrupted says what it leaves; one that is killed leaves the same: the
+version untyped at 0 per cent, with replicas that run on until it is deleted ("sluice delete
+ENDPOINT VERSION") or makes room for a seventh version. The same deploy again goes on from there.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			o.Dir = "."

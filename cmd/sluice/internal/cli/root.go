@@ -310,7 +310,7 @@ func exitCode(err error) int {
 		return exitConflict
 	case rollout.ReasonReadyTimeout:
 		return exitNotReady
-	case rollout.ReasonInternal, rollout.ReasonInitFailed, rollout.ReasonCrashed, rollout.ReasonImageMissing, rollout.ReasonProbeFailed, rollout.ReasonSmokeFailed:
+	case rollout.ReasonInternal, rollout.ReasonInitFailed, rollout.ReasonCrashed, rollout.ReasonImageMissing, rollout.ReasonProbeFailed, rollout.ReasonSmokeFailed, rollout.ReasonInterrupted:
 		return exitFailed
 	default:
 		return exitRefused
