@@ -74,6 +74,7 @@ const (
 	// A router's answers.
 	ReasonUnauthorized    Reason = "unauthorized"
 	ReasonBodyTooLarge    Reason = "body_too_large"
+	ReasonBodyTooSlow     Reason = "body_too_slow"
 	ReasonScriptError     Reason = "script_error"
 	ReasonReplicaFailed   Reason = "replica_failed"
 	ReasonQueueTimeout    Reason = "queue_timeout"

@@ -70,6 +70,7 @@ func Reasons() []struct {
 		{ReasonNothingServes, "No version of the endpoint has a ready replica."},
 		{ReasonUnauthorized, "The request has no valid key."},
 		{ReasonBodyTooLarge, "The request's body is over 100 MB."},
+		{ReasonBodyTooSlow, "The client sent the request's body too slowly."},
 		{ReasonScriptError, "The scoring script raised an exception, or the model answered 500."},
 		{ReasonReplicaFailed, "The replica was lost while it had the request."},
 		{ReasonQueueTimeout, "No slot came free within maxQueueWaitMs."},
