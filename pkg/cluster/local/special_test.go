@@ -17,6 +17,29 @@ import (
 	"github.com/sluice-dev/sluice/rollout"
 )
 
+// TestRollbackOverADirectory: whatever lies in the file's place, a spec can be written over it.
+func TestRollbackOverADirectory(t *testing.T) {
+	dir := t.TempDir()
+	e, err := newStore(t, dir).Create(t.Context(), clustertest.Endpoint("models", "fraud"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "endpoints", "models", "fraud.yaml")
+	if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o700), os.WriteFile(filepath.Join(path, "mine"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	e.Spec.Hold = &rollout.Mark{Reason: "looks wrong"}
+	if _, err := newStore(t, dir).Update(t.Context(), e); err != nil {
+		t.Fatalf("update over a directory: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(path+".rejected", "mine")); err != nil {
+		t.Errorf("what lay there is not kept: %v", err)
+	}
+	if got, err := newStore(t, dir).Get(t.Context(), e.Key()); err != nil || got.Spec.Hold == nil {
+		t.Errorf("got %+v, %v; want the hold", got, err)
+	}
+}
+
 // TestSpecialEndpointFiles: what is no regular file is refused by name and holds nobody up.
 func TestSpecialEndpointFiles(t *testing.T) {
 	dir := t.TempDir()
