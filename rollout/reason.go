@@ -59,6 +59,7 @@ const (
 	ReasonRequested     Reason = "requested"
 	ReasonSuperseded    Reason = "superseded"
 	ReasonNoChange      Reason = "no_change"
+	ReasonInterrupted   Reason = "interrupted"
 
 	// The state of replicas.
 	ReasonStarting      Reason = "replicas_starting"
@@ -76,6 +77,7 @@ const (
 	// A router's answers.
 	ReasonUnauthorized    Reason = "unauthorized"
 	ReasonBodyTooLarge    Reason = "body_too_large"
+	ReasonBodyTooSlow     Reason = "body_too_slow"
 	ReasonScriptError     Reason = "script_error"
 	ReasonReplicaFailed   Reason = "replica_failed"
 	ReasonQueueTimeout    Reason = "queue_timeout"

@@ -98,6 +98,10 @@ type Result struct {
 // fails its smoke test, is left untyped at 0 and the error says why, with the
 // last lines that its replica wrote; only a first version, which nothing else
 // could stand in for, keeps its part.
+//
+// When ctx ends, the version stays as it is (as it does when the process is killed): the error
+// has reason interrupted and says what is left, and the same deploy again, of the same
+// repository and commit under the same name, goes on from there.
 func Run(ctx context.Context, o Options) (Result, error) {
 	if o.Progress == nil {
 		o.Progress = func(string, ...any) {}
@@ -130,6 +134,8 @@ type deployment struct {
 	ship Shipment
 	key  rollout.Key
 	id   string
+	// prepared says that replicas are being made ready for a share.
+	prepared bool
 }
 
 func (d *deployment) run(ctx context.Context) (Result, error) {
@@ -144,7 +150,13 @@ func (d *deployment) run(ctx context.Context) (Result, error) {
 		case !v.RetiredAt.IsZero():
 			return res, failedBefore(e, v.Name)
 		case v.Type != rollout.Untyped && d.Timeout > 0:
-			_, err := d.ready(ctx) // it has had its part already, but does it serve?
+			e, err := d.ready(ctx) // it has had its part already, but does it serve?
+			if err == nil && first {
+				err = d.test(ctx, e) // it got its part before its test, which an interrupt may have left out
+			}
+			if err != nil && ctx.Err() != nil {
+				return res, d.interrupted(v.Type, first)
+			}
 			return res, err
 		case v.Type != rollout.Untyped:
 			return res, nil
@@ -158,25 +170,57 @@ func (d *deployment) run(ctx context.Context) (Result, error) {
 		res.ScoringURI = e.Status.ScoringURI
 		err = d.test(ctx, e)
 	}
-	if err != nil {
-		return res, d.giveUp(err, first)
+	if err == nil && !first {
+		err = d.room(ctx)
 	}
-	if first {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return res, d.interrupted(rollout.Untyped, first)
+	case err != nil:
+		return res, d.giveUp(err, first)
+	case first:
 		return res, nil
 	}
-	if err := d.room(ctx); err != nil {
-		return res, d.giveUp(err, first)
-	}
 	msg, err := d.enter(ctx)
-	if rollout.ReasonOf(err) == rollout.ReasonSuperseded {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return res, d.interrupted(rollout.Untyped, first)
+	case rollout.ReasonOf(err) == rollout.ReasonSuperseded:
 		return res, d.giveUp(err, first)
-	}
-	if err != nil {
+	case err != nil:
 		return res, err
 	}
 	d.Progress("%s", msg)
 	res.Message, res.Changed = msg, true
 	return res, nil
+}
+
+// interrupted says what is left when ctx ends. It does not retire the version, as giveUp does:
+// nothing is wrong with it, and a deploy that is repeated goes on with it.
+func (d *deployment) interrupted(role rollout.Role, first bool) error {
+	if d.prepared {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if _, _, err := cluster.Edit(ctx, d.Store, d.key, d.request(d.id+"-unprepare"), func(*rollout.Endpoint) (rollout.Op, error) {
+			return rollout.Prepare{Version: d.ship.Name}, nil
+		}); err != nil {
+			d.Progress("the replicas that were added for its share stay: %v", err)
+		}
+	}
+	err := &rollout.Error{Reason: rollout.ReasonInterrupted, Field: "version"}
+	name, again := d.ship.Name, "deploy the same again to go on from here"
+	switch {
+	case first:
+		err.Message = fmt.Sprintf("%s stays control and default, because it is the only version", name)
+		err.Hint = fmt.Sprintf("%s, or remove all with `sluice delete %s`", again, d.key.Name)
+	case role != rollout.Untyped:
+		err.Message = fmt.Sprintf("%s keeps the part that it has, but was not seen to be ready", name)
+		err.Hint = fmt.Sprintf("look at `sluice status %s`", d.key.Name)
+	default:
+		err.Message = fmt.Sprintf("%s is left untyped at 0 per cent, and its replicas run on", name)
+		err.Hint = fmt.Sprintf("%s, or remove it with `sluice delete %s %s`", again, d.key.Name, name)
+	}
+	return err
 }
 
 // join adds the version to its endpoint, which it makes if there is none.
@@ -250,7 +294,8 @@ func failedBefore(e *rollout.Endpoint, name string) error {
 		}
 	}
 	switch last.Reason {
-	case rollout.ReasonInitFailed, rollout.ReasonCrashed, rollout.ReasonImageMissing, rollout.ReasonProbeFailed, rollout.ReasonSmokeFailed, rollout.ReasonReadyTimeout:
+	case rollout.ReasonInitFailed, rollout.ReasonCrashed, rollout.ReasonImageMissing, rollout.ReasonProbeFailed, rollout.ReasonSmokeFailed, rollout.ReasonReadyTimeout,
+		rollout.ReasonNotEnoughReady, rollout.ReasonInternal:
 		return &rollout.Error{
 			Reason: last.Reason, Field: "version", Message: fmt.Sprintf("%s failed when it was deployed and is retired: %s", name, last.Message),
 			Hint: "mend it and deploy it as a new version, or delete this one and deploy again",
@@ -266,7 +311,6 @@ func (d *deployment) room(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
 	defer cancel()
-	prepared := false
 	for {
 		e, err := d.Store.Get(ctx, d.key)
 		if err != nil {
@@ -280,14 +324,14 @@ func (d *deployment) room(ctx context.Context) error {
 		if have >= need {
 			return nil
 		}
-		if !prepared {
+		if !d.prepared {
 			d.Progress("preparing %d slots for %s per cent (%d are ready)", need, *d.Percent, have)
 			if _, _, err := cluster.Edit(ctx, d.Store, d.key, d.request(d.id+"-prepare"), func(*rollout.Endpoint) (rollout.Op, error) {
 				return rollout.Prepare{Version: d.ship.Name, Percent: *d.Percent}, nil
 			}); err != nil {
 				return err
 			}
-			prepared = true
+			d.prepared = true
 		}
 		select {
 		case <-ctx.Done():
@@ -438,7 +482,7 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 
 // giveUp leaves the version without a part and adds what its replicas wrote last.
 func (d *deployment) giveUp(cause error, first bool) error {
-	// The caller's context may be what ended the wait: cleaning up has its own.
+	// The caller's context may end meanwhile: cleaning up has its own.
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	var lines string

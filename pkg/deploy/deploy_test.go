@@ -6,7 +6,9 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +27,8 @@ type bench struct {
 	keys  *memory.Keys
 	n     int
 	uri   string
+	// demand in slots that the status tells of.
+	demand atomic.Int64
 }
 
 func newBench(t *testing.T, score http.HandlerFunc) *bench {
@@ -56,6 +60,7 @@ func (b *bench) serve() (stop func()) {
 		for ctx.Err() == nil {
 			if e, err := b.store.Get(ctx, at); err == nil {
 				e.Status.ScoringURI, e.Status.Versions = b.uri, nil
+				e.Status.Demand = strconv.FormatInt(b.demand.Load(), 10)
 				for _, v := range e.Spec.Versions {
 					s := rollout.VersionStatus{Name: v.Name, ReadyReplicas: 1}
 					if strings.HasPrefix(v.Name, "slow") {
@@ -150,6 +155,103 @@ func TestNotReadyInTime(t *testing.T) {
 	o.Timeout = 300 * time.Millisecond
 	if _, err := Run(t.Context(), o); rollout.ReasonOf(err) != rollout.ReasonReadyTimeout {
 		t.Errorf("got %v, want not_ready_in_time", err)
+	}
+}
+
+// TestInterruptedGoesOn: an interrupted deploy, like a killed one, leaves the version where it
+// is and says how to go on; the same again waits, tests and gives it its part.
+func TestInterruptedGoesOn(t *testing.T) {
+	var tested atomic.Int64
+	b := newBench(t, func(w http.ResponseWriter, _ *http.Request) {
+		tested.Add(1)
+		_, _ = io.WriteString(w, "{}")
+	})
+	withTest := func(name string) Options {
+		o := b.options(name, 0)
+		s := o.Shipper.(fixed)
+		s.s.Test = &Test{Status: 200}
+		o.Shipper = s
+		return o
+	}
+	// interrupt the deploy once its version has joined.
+	interrupt := func(o Options) error {
+		ctx, cancel := context.WithCancel(t.Context())
+		o.Progress = func(format string, _ ...any) {
+			if strings.HasPrefix(format, "waiting for") {
+				cancel()
+			}
+		}
+		_, err := Run(ctx, o)
+		return err
+	}
+	first := withTest("one")
+	err := interrupt(first)
+	if rollout.ReasonOf(err) != rollout.ReasonInterrupted || !strings.Contains(err.Error(), "`sluice delete fraud`") {
+		t.Fatalf("first: got %v, want interrupted and what to type", err)
+	}
+	stop := b.serve()
+	if _, err := Run(t.Context(), first); err != nil || tested.Load() != 1 {
+		t.Fatalf("the first again: %v after %d tests, want one", err, tested.Load())
+	}
+	stop()
+	second := withTest("two")
+	err = interrupt(second)
+	if rollout.ReasonOf(err) != rollout.ReasonInterrupted || !strings.Contains(err.Error(), "`sluice delete fraud two`") {
+		t.Fatalf("second: got %v, want interrupted and what to type", err)
+	}
+	if v := b.version("two"); v.Type != rollout.Untyped || !v.RetiredAt.IsZero() {
+		t.Errorf("after the interrupt it is %+v, want it untyped and not retired", v)
+	}
+	defer b.serve()()
+	res, err := Run(t.Context(), second)
+	if err != nil || !res.Changed || tested.Load() != 2 {
+		t.Fatalf("the second again: %+v, %v after %d tests", res, err, tested.Load())
+	}
+	if v := b.version("two"); v.Type != rollout.Treatment {
+		t.Errorf("the second is %+v, want a treatment", v)
+	}
+}
+
+// TestInterruptedWhilePreparing: replicas for a share that nobody will claim are not kept.
+func TestInterruptedWhilePreparing(t *testing.T) {
+	b := newBench(t, nil)
+	defer b.serve()()
+	if _, err := Run(t.Context(), b.options("one", 0)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	o := b.options("two", 0)
+	all := rollout.Full
+	o.Percent, o.Timeout = &all, 10*time.Second
+	b.demand.Store(50)
+	o.Progress = func(format string, _ ...any) {
+		if strings.HasPrefix(format, "preparing") {
+			time.AfterFunc(50*time.Millisecond, cancel)
+		}
+	}
+	if _, err := Run(ctx, o); rollout.ReasonOf(err) != rollout.ReasonInterrupted {
+		t.Fatalf("got %v, want interrupted", err)
+	}
+	if v := b.version("two"); v.PlannedPercentile != 0 || !v.RetiredAt.IsZero() {
+		t.Errorf("it is %+v, want it neither prepared nor retired", v)
+	}
+}
+
+// TestNoRoomIsNoSuccess: a version that was retired for want of slots does not pass for deployed.
+func TestNoRoomIsNoSuccess(t *testing.T) {
+	b := newBench(t, nil)
+	defer b.serve()()
+	if _, err := Run(t.Context(), b.options("one", 0)); err != nil {
+		t.Fatal(err)
+	}
+	b.demand.Store(50)
+	o := b.options("two", 0)
+	all := rollout.Full
+	o.Percent, o.Timeout = &all, 200*time.Millisecond
+	for range 2 {
+		if _, err := Run(t.Context(), o); rollout.ReasonOf(err) != rollout.ReasonNotEnoughReady {
+			t.Fatalf("got %v, want not_enough_ready", err)
+		}
 	}
 }
 

@@ -22,7 +22,10 @@ type Error struct {
 	Refusal *rollout.Error
 }
 
-func (e *Error) Error() string {
+func (e *Error) Error() string { return e.Place() + ": " + e.Refusal.Error() }
+
+// Place is where the mistake is: FILE, FILE:LINE or FILE:LINE:COLUMN.
+func (e *Error) Place() string {
 	var b strings.Builder
 	b.WriteString(e.File)
 	if e.Line > 0 {
@@ -31,8 +34,6 @@ func (e *Error) Error() string {
 			fmt.Fprintf(&b, ":%d", e.Column)
 		}
 	}
-	b.WriteString(": ")
-	b.WriteString(e.Refusal.Error())
 	return b.String()
 }
 

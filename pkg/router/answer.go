@@ -28,6 +28,8 @@ func statusOf(reason rollout.Reason) int {
 		return http.StatusNotFound
 	case rollout.ReasonBodyTooLarge:
 		return http.StatusRequestEntityTooLarge
+	case rollout.ReasonBodyTooSlow:
+		return http.StatusRequestTimeout
 	case rollout.ReasonQueueFull, rollout.ReasonQueueTimeout, rollout.ReasonNoReadyReplicas:
 		return http.StatusServiceUnavailable
 	case rollout.ReasonScoringTimeout:
@@ -50,6 +52,8 @@ func messageOf(reason rollout.Reason) string {
 		return "the endpoint has no version of that name"
 	case rollout.ReasonBodyTooLarge:
 		return "the body is larger than 100 MB"
+	case rollout.ReasonBodyTooSlow:
+		return "the body came too slowly"
 	case rollout.ReasonQueueFull:
 		return "the version's queue is full"
 	case rollout.ReasonQueueTimeout:

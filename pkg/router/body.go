@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluice-dev/sluice/pkg/router/upstream"
@@ -20,16 +21,38 @@ const (
 	// bodyStall is how long a client may send nothing in the middle of its body, and
 	// how long it may take for a body that is kept.
 	bodyStall = 30 * time.Second
-	// uploadTimeout bounds a body that is not kept: it holds a slot.
-	uploadTimeout = 5 * time.Minute
 	// writeStall is how long a client may read nothing of its answer.
 	writeStall = 30 * time.Second
 )
 
 var (
 	errBodyTooLarge = errors.New("body is too large")
+	errBodyTooSlow  = errors.New("body comes too slowly")
 	errClient       = errors.New("client did not send its body")
 )
+
+// uploads bounds how long a client may hold a slot with a body that is on its way. As with
+// Apache's RequestReadTimeout (MinRate), the time that it may have taken grows with what it
+// has sent: the grace, and a second for every rate bytes.
+type uploads struct {
+	grace time.Duration
+	// rate is in bytes a second, on average after the grace.
+	rate int64
+	// most is the longest that the client may take, and the replica for its part.
+	most time.Duration
+}
+
+// defaultUploads let a line of half a megabit a second send, and who sends next to nothing go after
+// ten seconds.
+func defaultUploads() uploads {
+	return uploads{grace: 10 * time.Second, rate: 64 << 10, most: 5 * time.Minute}
+}
+
+// left is how long a client may still take that has taken that long to send n bytes.
+func (u uploads) left(n int64, taken time.Duration) time.Duration {
+	earned := time.Duration(float64(n) / float64(u.rate) * float64(time.Second))
+	return min(u.grace+earned, u.most) - taken
+}
 
 var crlf = []byte("\r\n")
 
@@ -39,16 +62,16 @@ type deadlines interface {
 	SetWriteDeadline(time.Time) error
 }
 
-// readBody reads what can be kept of the body; all says that this is all of it. A body
-// that begs for a 100-continue is asked for by this.
-func (x *exchange) readBody() (all bool, err error) {
+// readBody reads what can be kept of the body, within that time; all says that this is all of
+// it. A body that begs for a 100-continue is asked for by this.
+func (x *exchange) readBody(within time.Duration) (all bool, err error) {
 	r := x.r
 	if r.ContentLength == 0 || r.Body == nil || r.Body == http.NoBody {
 		return true, nil
 	}
 	if d, ok := x.w.(deadlines); ok {
 		// net/http lifts it at the body's end.
-		_ = d.SetReadDeadline(time.Now().Add(bodyStall))
+		_ = d.SetReadDeadline(time.Now().Add(within))
 	}
 	want := keptBody
 	if r.ContentLength > 0 && r.ContentLength < keptBody {
@@ -71,9 +94,13 @@ func (x *exchange) readBody() (all bool, err error) {
 	return false, nil
 }
 
-// bodyError sorts the errors of reading a client's body: a malformed one can be told so.
+// bodyError sorts the errors of reading a client's body: who is slow, or sends a malformed
+// one, can be told so.
 func (x *exchange) bodyError(err error) error {
-	if x.r.Context().Err() != nil || isNetwork(err) || isTimeout(err) {
+	switch {
+	case isTimeout(err): // first, because net/http ends the context with it
+		return errBodyTooSlow
+	case x.r.Context().Err() != nil || isNetwork(err):
 		return errClient
 	}
 	return err
@@ -82,8 +109,10 @@ func (x *exchange) bodyError(err error) error {
 // pump sends the rest of a body while the answer is awaited.
 type pump struct {
 	done chan struct{}
-	// err is set before done is closed: nil, errBodyTooLarge, errClient, a malformed body,
-	// or the replica's connection's.
+	// stopped says that the rest is not wanted: no deadline may be set after it.
+	stopped atomic.Bool
+	// err is set before done is closed: nil, errBodyTooLarge, errBodyTooSlow, errClient, a
+	// malformed body, or the replica's connection's.
 	err error
 	// replica says that err is the replica's connection's.
 	replica bool
@@ -96,7 +125,7 @@ func (x *exchange) stream(conn *upstream.Conn) *pump {
 	p := &pump{done: make(chan struct{})}
 	go func() {
 		defer close(p.done)
-		p.replica, p.err = x.copyBody(conn)
+		p.replica, p.err = x.copyBody(conn, p)
 		if p.err != nil && !p.replica {
 			conn.Abort() // the answer is of no use any more
 			return
@@ -113,23 +142,30 @@ func (x *exchange) stream(conn *upstream.Conn) *pump {
 	return p
 }
 
-// copyBody also says whether it was the replica's connection that failed.
-func (x *exchange) copyBody(conn *upstream.Conn) (replica bool, err error) {
+// copyBody also says whether it was the replica's connection that failed. The times of the
+// two are counted apart: a replica that reads slowly does not make its client slow.
+func (x *exchange) copyBody(conn *upstream.Conn, p *pump) (replica bool, err error) {
 	client, _ := x.w.(deadlines)
 	buf := x.router.buffer(&x.copyBuf, 32<<10)
 	chunked := x.r.ContentLength < 0
-	end := time.Now().Add(uploadTimeout)
-	total := int64(0)
+	limits := x.router.opts.uploads
+	var clients, replicas time.Duration // the time that each has taken
+	total, received := int64(0), int64(0)
 	var size []byte
 	var frame net.Buffers
-	send := func(p []byte) error {
-		_ = conn.SetWriteDeadline(time.Now().Add(x.budget))
+	send := func(b []byte) error {
+		began := time.Now()
+		defer func() { replicas += time.Since(began) }()
+		_ = conn.SetWriteDeadline(began.Add(min(x.budget, limits.most-replicas)))
+		if p.stopped.Load() {
+			return os.ErrDeadlineExceeded
+		}
 		if !chunked {
-			_, err := conn.Write(p)
+			_, err := conn.Write(b)
 			return err
 		}
-		size = append(strconv.AppendInt(size[:0], int64(len(p)), 16), crlf...)
-		frame = append(frame[:0], size, p, crlf)
+		size = append(strconv.AppendInt(size[:0], int64(len(b)), 16), crlf...)
+		frame = append(frame[:0], size, b, crlf)
 		rest := frame // WriteTo eats it
 		_, err := rest.WriteTo(conn.Conn)
 		return err
@@ -147,18 +183,28 @@ func (x *exchange) copyBody(conn *upstream.Conn) (replica bool, err error) {
 		if x.bodyEnd {
 			break
 		}
-		now := time.Now()
-		if !now.Before(end) {
+		left := limits.left(received, clients)
+		if left <= 0 {
+			return false, errBodyTooSlow
+		}
+		began := time.Now()
+		deadline := began.Add(min(bodyStall, left))
+		if client != nil {
+			_ = client.SetReadDeadline(deadline)
+		}
+		if p.stopped.Load() {
 			return false, errClient
 		}
-		if client != nil {
-			_ = client.SetReadDeadline(minTime(now.Add(bodyStall), end))
-		}
 		n, err := x.r.Body.Read(buf)
+		clients += time.Since(began)
+		received += int64(n)
 		part = buf[:n]
 		if err == io.EOF {
 			x.bodyEnd = true
 		} else if err != nil {
+			if isTimeout(err) && time.Now().Before(deadline) {
+				return false, errClient // stopped, not slow
+			}
 			return false, x.bodyError(err)
 		}
 	}
@@ -171,13 +217,6 @@ func (x *exchange) copyBody(conn *upstream.Conn) (replica bool, err error) {
 	return false, nil
 }
 
-func minTime(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
-	}
-	return b
-}
-
 // finish waits for the pump, once there is an answer or none will come. If it has
 // not ended by itself, the rest of the body is not wanted: it is stopped.
 func (x *exchange) finish(p *pump, conn *upstream.Conn) (stopped bool) {
@@ -186,6 +225,7 @@ func (x *exchange) finish(p *pump, conn *upstream.Conn) (stopped bool) {
 		return false
 	case <-time.After(20 * time.Millisecond): // it may be just about to end
 	}
+	p.stopped.Store(true)
 	if client, ok := x.w.(deadlines); ok {
 		_ = client.SetReadDeadline(time.Unix(1, 0))
 	}

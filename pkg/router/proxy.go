@@ -155,7 +155,7 @@ func (x *exchange) serve() bool {
 	large := r.ContentLength > keptBody || begged && r.ContentLength < 0
 	if !begged && !large {
 		var err error
-		if x.bodyEnd, err = x.readBody(); err != nil {
+		if x.bodyEnd, err = x.readBody(bodyStall); err != nil {
 			return x.bodyFailed(err)
 		}
 	}
@@ -165,8 +165,8 @@ func (x *exchange) serve() bool {
 	}
 	x.version = x.lease.Version()
 	if begged && !large {
-		// Only now is the client asked for its body.
-		if x.bodyEnd, err = x.readBody(); err != nil {
+		// Only now is the client asked for its body: it holds a slot.
+		if x.bodyEnd, err = x.readBody(x.router.opts.uploads.left(keptBody, 0)); err != nil {
 			return x.bodyFailed(err)
 		}
 	}
@@ -232,6 +232,10 @@ func (x *exchange) bodyFailed(err error) bool {
 	switch {
 	case errors.Is(err, errBodyTooLarge):
 		f := fail(rollout.ReasonBodyTooLarge)
+		f.close = true
+		return x.fail(f)
+	case errors.Is(err, errBodyTooSlow):
+		f := fail(rollout.ReasonBodyTooSlow)
 		f.close = true
 		return x.fail(f)
 	case errors.Is(err, errClient):
@@ -360,7 +364,7 @@ func (c *call) run() (again bool, why dispatch.Why, ok bool) {
 	resp, _, err = c.conn.Receive(method, false) //nolint:bodyclose // the connection owns it
 	stopped := c.finish(p, c.conn)
 	switch {
-	case err != nil && !stopped && p.err != nil && !p.replica:
+	case err != nil && p.err != nil && !p.replica && (!stopped || errors.Is(p.err, errBodyTooSlow)):
 		return false, 0, c.bodyFailed(p.err)
 	case err != nil:
 		return c.lost(err)

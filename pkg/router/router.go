@@ -59,6 +59,9 @@ type Options struct {
 	MaxConnections int
 	// MaxQueue is how many requests may wait for one version; 0 means dispatch.DefaultMaxQueue.
 	MaxQueue int
+
+	// uploads are always the default outside of tests.
+	uploads uploads
 }
 
 // Limits against clients that are slow or many.
@@ -107,6 +110,9 @@ func New(o Options) (*Router, error) {
 	}
 	if o.MaxConnections <= 0 {
 		o.MaxConnections = defaultMaxConns
+	}
+	if o.uploads == (uploads{}) {
+		o.uploads = defaultUploads()
 	}
 	rt := &Router{
 		namespace: o.Namespace, opts: o, epoch: rand.Text(),

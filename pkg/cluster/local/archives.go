@@ -81,14 +81,17 @@ func (a *Archives) unused(hex string) string  { return filepath.Join(a.archives,
 // Put stores what r reads as Write does.
 func (a *Archives) Put(ctx context.Context, r io.Reader) (digest string, known bool, err error) {
 	return a.Write(ctx, func(w io.Writer) error {
-		_, err := io.Copy(w, &contextReader{ctx, r})
-		return err
+		if _, err := io.Copy(w, &contextReader{ctx, r}); err != nil {
+			return fmt.Errorf("put archive: %w", err)
+		}
+		return nil
 	})
 }
 
 // Write stores the archive that write writes, unless write fails, and returns its
 // digest (sha256:HEX). known says that it was there already. Once Write returns, Collect
-// leaves the archive alone for its grace period even if nothing names it yet.
+// leaves the archive alone for its grace period even if nothing names it yet. An error
+// of write is returned as it is: most are mistakes in a project, which begin with file and line.
 func (a *Archives) Write(ctx context.Context, write func(io.Writer) error) (digest string, known bool, err error) {
 	f, err := os.CreateTemp(a.archives, tempPrefix+"put-*")
 	if err != nil {
@@ -97,16 +100,13 @@ func (a *Archives) Write(ctx context.Context, write func(io.Writer) error) (dige
 	defer func() {
 		_ = f.Close()
 		_ = os.Remove(f.Name())
-		if err != nil {
-			err = fmt.Errorf("put archive: %w", err)
-		}
 	}()
 	sum := sha256.New()
 	if err := write(io.MultiWriter(f, sum)); err != nil {
 		return "", false, err
 	}
 	if err := f.Sync(); err != nil {
-		return "", false, err
+		return "", false, fmt.Errorf("put archive: %w", err)
 	}
 	name := hex.EncodeToString(sum.Sum(nil))
 	err = a.lock.with(ctx, func() error {
@@ -123,7 +123,7 @@ func (a *Archives) Write(ctx context.Context, write func(io.Writer) error) (dige
 		return syncDir(a.archives)
 	})
 	if err != nil {
-		return "", false, err
+		return "", false, fmt.Errorf("put archive: %w", err)
 	}
 	return digestPrefix + name, known, nil
 }

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+
+	"github.com/sluice-dev/sluice/rollout"
 )
 
 const (
@@ -103,15 +105,27 @@ func removeStaleTemps(dir string) {
 	}
 }
 
-// readBounded reads a whole file of at most limit bytes.
+// readBounded reads a whole file of at most limit bytes. What is no regular file, nor a link
+// to one, is refused without waiting: opening a named pipe would block until somebody writes.
 func readBounded(path string, limit int64) ([]byte, fs.FileInfo, error) {
-	f, err := os.Open(path)
+	// Looked at before it is opened, because opening a device may already do something; and
+	// again afterwards, because it may have been replaced in between.
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := regular(path, info.Mode()); err != nil {
+		return nil, nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	if err != nil {
+	if info, err = f.Stat(); err != nil {
+		return nil, nil, err
+	}
+	if err := regular(path, info.Mode()); err != nil {
 		return nil, nil, err
 	}
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
@@ -122,6 +136,27 @@ func readBounded(path string, limit int64) ([]byte, fs.FileInfo, error) {
 		return nil, nil, fmt.Errorf("read %s: it is larger than %d bytes", path, limit)
 	}
 	return data, info, nil
+}
+
+// regular refuses what is not a regular file.
+func regular(path string, mode fs.FileMode) error {
+	kind := "something else"
+	switch {
+	case mode.IsRegular():
+		return nil
+	case mode.IsDir():
+		kind = "a directory"
+	case mode&fs.ModeNamedPipe != 0:
+		kind = "a named pipe"
+	case mode&fs.ModeSocket != 0:
+		kind = "a socket"
+	case mode&fs.ModeDevice != 0:
+		kind = "a device"
+	}
+	return &rollout.Error{
+		Reason: rollout.ReasonInvalid, Field: path, Message: "it is " + kind + ", but only a regular file is read here",
+		Hint: "remove it, or put a regular file in its place",
+	}
 }
 
 func digestOf(data []byte) string {

@@ -555,10 +555,12 @@ func (s *Store) keepStatus(key rollout.Key, next *rollout.Endpoint) (*rollout.En
 
 const rejectedSuffix = ".rejected"
 
+// keepRejected keeps what is about to be written over. What cannot be read (a
+// directory, a pipe, a file that is too large) is moved out of the way as it is.
 func keepRejected(path string) error {
 	data, _, err := readBounded(path, maxEndpointFile)
 	if err != nil {
-		return err
+		return os.Rename(path, path+rejectedSuffix)
 	}
 	return writeAtomic(path+rejectedSuffix, data)
 }

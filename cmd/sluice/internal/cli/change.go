@@ -68,6 +68,9 @@ func (a *app) withRoom(ctx context.Context, ch change, s share, percent rollout.
 	if !s.wait {
 		return a.change(ctx, ch)
 	}
+	if err := notNegative("--timeout", s.timeout); err != nil {
+		return err
+	}
 	sys, err := a.open()
 	if err != nil {
 		return err
@@ -105,13 +108,23 @@ func (a *app) withRoom(ctx context.Context, ch change, s share, percent rollout.
 	return a.printChange(ch, out)
 }
 
-// until watches an endpoint until the condition holds; the text says how far it is.
+// until watches an endpoint until the condition holds; the text says how far it is. It looks
+// at least once: without time to wait, that is the answer.
 func (a *app) until(ctx context.Context, sys *system, endpoint string, timeout time.Duration, holds func(*rollout.Endpoint) (bool, string, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	changes, err := sys.Store.Watch(ctx)
-	if err != nil {
+	if err := notNegative("--timeout", timeout); err != nil {
 		return err
+	}
+	// The time is for waiting only: a look that has begun is not cut off.
+	waiting, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	changes, err := sys.Store.Watch(waiting)
+	if err != nil && (waiting.Err() == nil || ctx.Err() != nil) {
+		return err
+	}
+	if err != nil {
+		gone := make(chan rollout.Key)
+		close(gone)
+		changes = gone
 	}
 	last := ""
 	for {
@@ -127,15 +140,15 @@ func (a *app) until(ctx context.Context, sys *system, endpoint string, timeout t
 			_, _ = fmt.Fprintln(a.io.Err, text)
 			last = text
 		}
-		for waiting := true; waiting; {
+		for other := true; other; {
 			key, open := <-changes
 			if !open {
-				if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-					return &rollout.Error{Reason: rollout.ReasonReadyTimeout, Field: "--timeout", Message: fmt.Sprintf("not within %s: %s", timeout, last), Hint: "look at `sluice status " + endpoint + "`"}
+				if err := ctx.Err(); err != nil {
+					return err
 				}
-				return ctx.Err()
+				return &rollout.Error{Reason: rollout.ReasonReadyTimeout, Field: "--timeout", Message: fmt.Sprintf("not within %s: %s", timeout, last), Hint: "look at `sluice status " + endpoint + "`"}
 			}
-			waiting = key != a.key(endpoint)
+			other = key != a.key(endpoint)
 		}
 	}
 }
@@ -215,7 +228,7 @@ func (a *app) updateCmd() *cobra.Command {
 				op.Percent = &p
 			}
 			if control && set("type") {
-				return usageError{errors.New("--control and --type: use one of them")}
+				return misuse("--control", "use one of them", "--control and --type say the same")
 			}
 			if control {
 				role = string(rollout.Control)
@@ -260,7 +273,7 @@ func (a *app) updateCmd() *cobra.Command {
 					s.Autoscale = &as
 				}
 				if s.Replicas != nil && s.Autoscale != nil {
-					return nil, usageError{errors.New("--replicas fixes the number; the autoscaling flags do not go with it")}
+					return nil, misuse("--replicas", "leave one of them out", "--replicas fixes the number; the autoscaling flags do not go with it")
 				}
 				if set("slots") || set("queue-wait-ms") {
 					cc := rollout.Concurrency{}
@@ -286,7 +299,7 @@ func (a *app) updateCmd() *cobra.Command {
 					for _, kv := range env {
 						k, x, ok := strings.Cut(kv, "=")
 						if !ok {
-							return nil, usageError{fmt.Errorf("--env %q: write NAME=VALUE", kv)}
+							return nil, misuse("--env", "write NAME=VALUE", "--env %q has no =", kv)
 						}
 						s.EnvironmentVariables[k] = rollout.EnvValue{Value: x}
 					}
@@ -330,7 +343,7 @@ func (a *app) deleteCmd() *cobra.Command {
 				return a.change(c.Context(), change{endpoint: args[0], version: args[1], op: rollout.Delete{Version: args[1], NewDefault: newDefault}})
 			}
 			if newDefault != "" {
-				return usageError{errors.New("--new-default goes with a VERSION")}
+				return misuse("--new-default", "name the version to delete, or leave it out", "--new-default goes with a VERSION")
 			}
 			sys, err := a.open()
 			if err != nil {
@@ -393,4 +406,12 @@ func (a *app) unlockCmd() *cobra.Command {
 			return a.change(c.Context(), change{endpoint: args[0], op: rollout.Unlock{}})
 		},
 	}
+}
+
+// notNegative refuses a duration below zero.
+func notNegative(flag string, d time.Duration) error {
+	if d < 0 {
+		return misuse(flag, "use 0 or more", "%s %s is below zero", flag, d)
+	}
+	return nil
 }

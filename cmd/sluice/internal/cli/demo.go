@@ -232,6 +232,9 @@ func (d *demo) deploy(ctx context.Context) (string, error) {
 		Shipper: shipper{archives: d.sys.Archives}, Store: d.sys.Store, Keys: d.sys.Keys, Logs: d.sys.Logs,
 		Progress: func(format string, args ...any) { d.say("   "+format, args...) },
 	})
+	if ctx.Err() != nil {
+		err = ctx.Err() // what an interrupted deploy advises is gone with the demo
+	}
 	return res.Version, err
 }
 

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -85,7 +84,11 @@ func (a *app) deployCmd() *cobra.Command {
 		Short: "Package a project and add it to its endpoint as a version",
 		Long: `Package a project and add it to its endpoint as a version. The first version becomes
 control and default; a later one joins at 0 per cent, and once it is ready and its smoke
-test has passed it becomes a treatment.`,
+test has passed it becomes a treatment.
+
+A deploy that is interrupted says what it leaves; one that is killed leaves the same: the
+version untyped at 0 per cent, with replicas that run on until it is deleted ("sluice delete
+ENDPOINT VERSION") or makes room for a seventh version. The same deploy again goes on from there.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			o.Dir = "."
@@ -107,10 +110,10 @@ test has passed it becomes a treatment.`,
 				r := rollout.Untyped
 				o.Type = &r
 			default:
-				return usageError{fmt.Errorf("--type %q: use treatment, control or none", role)}
+				return misuse("--type", "use treatment, control or none", "--type %q is not known", role)
 			}
 			if pr < 0 {
-				return usageError{fmt.Errorf("--pull-request %d: give its number", pr)}
+				return misuse("--pull-request", "give its number", "--pull-request %d is none", pr)
 			}
 			o.Source = rollout.Source{RepositoryID: repository, PullRequest: pr, Commit: commit, RunID: run}
 			return a.deploy(c.Context(), o)
@@ -144,8 +147,8 @@ func (a *app) deploy(ctx context.Context, o deploy.Options) error {
 	if err != nil {
 		return err
 	}
-	if o.Timeout < 0 {
-		return usageError{errors.New("--timeout: use 0 or more")}
+	if err := notNegative("--timeout", o.Timeout); err != nil {
+		return err
 	}
 	o.Namespace, o.Actor, o.Logger = a.namespace, a.actor(), a.log
 	o.Shipper = shipper{archives: sys.Archives, source: project.Source{PullRequest: o.Source.PullRequest, Commit: o.Source.Commit}}
@@ -179,7 +182,11 @@ func (a *app) packageCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "package [DIR]",
 		Short: "Make a project's archive, or list what ships and what stays out",
-		Args:  cobra.MaximumNArgs(1),
+		Long: `Make a project's archive, or list what ships and what stays out.
+
+"-o FILE" writes the archive to FILE. The words table, json and yaml after -o are the output
+format, as in every command; write "-o ./json" for a file of that name. Both may be given.`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			dir := "."
 			if len(args) > 0 {
@@ -192,8 +199,28 @@ func (a *app) packageCmd() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&list, "list", false, "list every path, and the rule that left it out")
-	c.Flags().StringVarP(&out, "output", "o", "", "file to write the archive to")
+	c.Flags().VarP(packageOutput{format: &a.output, file: &out}, "output", "o", "file to write the archive to; table, json or yaml: the output format")
 	return c
+}
+
+// packageOutput is -o of package: the file of the archive, but a format if it is the name of
+// one. So that -o json means the same everywhere.
+type packageOutput struct{ format, file *string }
+
+// String implements pflag.Value.
+func (packageOutput) String() string { return "" }
+
+// Type implements pflag.Value.
+func (packageOutput) Type() string { return "FILE" }
+
+// Set implements pflag.Value.
+func (o packageOutput) Set(s string) error {
+	if isFormat(s) {
+		*o.format = s
+		return nil
+	}
+	*o.file = s
+	return nil
 }
 
 func (a *app) packageList(ctx context.Context, dir string) error {
@@ -205,11 +232,21 @@ func (a *app) packageList(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
+	entries := []project.Entry{}
 	for e, err := range l.Entries(ctx) {
 		if err != nil {
 			return err
 		}
+		if a.output != "table" {
+			entries = append(entries, *e)
+			continue
+		}
 		if _, err := fmt.Fprintln(a.io.Out, e.String()); err != nil {
+			return err
+		}
+	}
+	if a.output != "table" {
+		if err := a.print(entries, nil); err != nil {
 			return err
 		}
 	}
@@ -241,14 +278,21 @@ func (a *app) packageTo(ctx context.Context, dir, out string) (err error) {
 	if err != nil {
 		return err
 	}
-	t := table{}
-	t.add("digest", res.Digest)
-	t.add("files", strconv.Itoa(res.Files))
-	t.add("bytes", strconv.FormatInt(res.Size, 10))
-	t.add("version", res.Version)
-	if out != "" {
-		t.add("written", out)
-	}
-	t.write(a.io.Out)
-	return nil
+	return a.print(struct {
+		Digest  string `json:"digest"`
+		Files   int    `json:"files"`
+		Bytes   int64  `json:"bytes"`
+		Version string `json:"version"`
+		Written string `json:"written,omitempty"`
+	}{res.Digest, res.Files, res.Size, res.Version, out}, func(w io.Writer) {
+		t := table{}
+		t.add("digest", res.Digest)
+		t.add("files", strconv.Itoa(res.Files))
+		t.add("bytes", strconv.FormatInt(res.Size, 10))
+		t.add("version", res.Version)
+		if out != "" {
+			t.add("written", out)
+		}
+		t.write(w)
+	})
 }

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/sluice-dev/sluice/pkg/cluster/local"
@@ -10,7 +9,7 @@ import (
 // openLocal reaches the system on this machine: its files need nobody running.
 func (a *app) openLocal() (*system, error) {
 	if a.state == "" {
-		return nil, usageError{errors.New("there is no home directory: name the state directory with --state")}
+		return nil, misuse("--state", "name the state directory with --state", "there is no home directory")
 	}
 	store, err := local.NewStore(a.state, a.log)
 	if err != nil {

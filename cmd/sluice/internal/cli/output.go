@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -46,19 +48,27 @@ func (a *app) printDone(d done) error {
 }
 
 // printError writes an error: with -o json one object a refusal, else a sentence each.
+// A place in a file is part of the message.
 func (a *app) printError(err error) {
 	refusals := rollout.AsErrors(err)
 	if a.output == "json" {
 		enc := json.NewEncoder(a.io.Err)
 		enc.SetEscapeHTML(false)
-		if len(refusals) == 0 {
+		var usage usageError
+		switch {
+		case errors.As(err, &usage):
+			refusals = []*rollout.Error{{Reason: rollout.ReasonInvalid, Field: usage.field, Message: usage.message, Hint: usage.hint}}
+		case len(refusals) == 0:
 			refusals = []*rollout.Error{{Reason: rollout.ReasonInternal, Message: err.Error()}}
-			if exitCode(err) == exitUsage {
-				refusals[0].Reason = rollout.ReasonInvalid
-			}
+		}
+		places := map[*rollout.Error]string{}
+		for _, e := range project.Errors(err) {
+			places[e.Refusal] = e.Place() + ": "
 		}
 		for _, e := range refusals {
-			_ = enc.Encode(e)
+			placed := *e
+			placed.Message = places[e] + e.Message
+			_ = enc.Encode(&placed)
 		}
 		return
 	}

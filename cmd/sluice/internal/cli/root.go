@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/process"
@@ -68,7 +69,21 @@ type system struct {
 }
 
 // usageError is a mistake in how the command was typed.
-type usageError struct{ error }
+type usageError struct {
+	// field is the flag, if it is about one; message says what is wrong, hint what to type.
+	field, message, hint string
+}
+
+func (e usageError) Error() string {
+	if e.hint == "" {
+		return e.message
+	}
+	return e.message + "; " + e.hint
+}
+
+func misuse(field, hint, format string, args ...any) error {
+	return usageError{field: field, message: fmt.Sprintf(format, args...), hint: hint}
+}
 
 // Main runs the command line and returns its exit code.
 func Main(ctx context.Context, args []string, stdio IO) int {
@@ -84,13 +99,64 @@ func Main(ctx context.Context, args []string, stdio IO) int {
 	root.SetIn(stdio.In)
 	root.SetOut(stdio.Out)
 	root.SetErr(stdio.Err)
-	err := root.ExecuteContext(ctx)
+	c, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
+	err = ownComplaint(c, err)
+	code := exitCode(err)
+	if code == exitUsage {
+		// The mistake may stand before the flag that says how to print it.
+		a.output = orElse(formatOf(args), a.output)
+	}
 	a.printError(err)
-	return exitCode(err)
+	return code
 }
+
+// ownComplaint makes cobra's own complaints, for which it has no types, usage errors.
+func ownComplaint(c *cobra.Command, err error) error {
+	var usage usageError
+	if errors.As(err, &usage) {
+		return err
+	}
+	message, rest, _ := strings.Cut(err.Error(), "\n")
+	switch {
+	case strings.HasPrefix(message, "unknown command"):
+		hint := fmt.Sprintf("see `%s --help`", c.CommandPath())
+		if _, near, found := strings.Cut(rest, "Did you mean this?"); found {
+			hint = fmt.Sprintf("did you mean `%s`?", strings.Join(strings.Fields(near), "` or `"))
+		}
+		return misuse("", hint, "%s", message)
+	case strings.HasPrefix(message, "required flag(s)"):
+		return misuse("", fmt.Sprintf("see `%s --help`", c.CommandPath()), "%s", message)
+	}
+	return err
+}
+
+// formatOf is the last output format that the arguments name, whatever else is wrong with them.
+func formatOf(args []string) string {
+	format := ""
+	for i, arg := range args {
+		if arg == "--" {
+			break
+		}
+		value := ""
+		switch {
+		case (arg == "-o" || arg == "--output") && i+1 < len(args):
+			value = args[i+1]
+		case strings.HasPrefix(arg, "--output="):
+			value = strings.TrimPrefix(arg, "--output=")
+		case strings.HasPrefix(arg, "-o"):
+			value = strings.TrimPrefix(arg[2:], "=")
+		}
+		if isFormat(value) {
+			format = value
+		}
+	}
+	return format
+}
+
+func isFormat(s string) bool { return s == "table" || s == "json" || s == "yaml" }
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
@@ -116,7 +182,7 @@ Begin with "sluice demo", or "sluice up" in one terminal and "sluice deploy DIR"
 	f.BoolVar(&a.verbose, "verbose", false, "log what is done")
 	f.StringVar(&a.state, "state", a.defaultState(), "state directory of the system on this machine ($SLUICE_STATE)")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%w\nTry: %s --help", err, c.CommandPath())}
+		return misuse(flagOf(err), fmt.Sprintf("try `%s --help`", c.CommandPath()), "%s", err)
 	})
 	root.AddCommand(
 		a.deployCmd(), a.statusCmd(), a.trafficCmd(), a.promoteCmd(), a.rollbackCmd(), a.updateCmd(), a.deleteCmd(), a.waitCmd(), a.logsCmd(),
@@ -126,6 +192,25 @@ Begin with "sluice demo", or "sluice up" in one terminal and "sluice deploy DIR"
 		wrapArgs(c)
 	}
 	return root
+}
+
+// flagOf is the flag that could not be parsed, or "".
+func flagOf(err error) string {
+	var unknown *pflag.NotExistError
+	var missing *pflag.ValueRequiredError
+	var invalid *pflag.InvalidValueError
+	switch {
+	case errors.As(err, &unknown):
+		if unknown.GetSpecifiedShortnames() != "" {
+			return "-" + unknown.GetSpecifiedName()
+		}
+		return "--" + unknown.GetSpecifiedName()
+	case errors.As(err, &missing):
+		return "--" + missing.GetFlag().Name
+	case errors.As(err, &invalid):
+		return "--" + invalid.GetFlag().Name
+	}
+	return ""
 }
 
 // wrapArgs makes a wrong number of arguments a usage error that says what to type.
@@ -139,7 +224,11 @@ func wrapArgs(c *cobra.Command) {
 	}
 	c.Args = func(c *cobra.Command, args []string) error {
 		if err := check(c, args); err != nil {
-			return usageError{fmt.Errorf("%w\nTry: %s", err, c.UseLine())}
+			var usage usageError
+			if errors.As(err, &usage) {
+				return err
+			}
+			return misuse("", fmt.Sprintf("try `%s`", c.UseLine()), "%s", err)
 		}
 		return nil
 	}
@@ -151,15 +240,13 @@ func (a *app) prepare() error {
 	case "kubernetes":
 		return &rollout.Error{Reason: rollout.ReasonNotSupportedYet, Field: "--target", Message: "running on Kubernetes is not built yet", Hint: "leave --target out: this machine is the default"}
 	default:
-		return usageError{fmt.Errorf("--target %q: use local or kubernetes", a.target)}
+		return misuse("--target", "use local or kubernetes", "--target %q is not known", a.target)
 	}
 	if a.kubeCtx != "" || a.kubecfg != "" {
-		return usageError{errors.New("--context and --kubeconfig go with --target kubernetes")}
+		return misuse("--context", "leave them out: this machine is the target", "--context and --kubeconfig go with --target kubernetes")
 	}
-	switch a.output {
-	case "table", "json", "yaml":
-	default:
-		return usageError{fmt.Errorf("--output %q: use table, json or yaml", a.output)}
+	if !isFormat(a.output) {
+		return misuse("--output", "use table, json or yaml", "--output %q is not known", a.output)
 	}
 	if err := rollout.ValidateName("--namespace", "a namespace", a.namespace); err != nil {
 		return err
@@ -210,10 +297,6 @@ func exitCode(err error) int {
 	if errors.Is(err, cluster.ErrNotFound) {
 		return exitNotFound
 	}
-	// cobra's own complaints are usage errors, too; it has no types for them.
-	if strings.HasPrefix(err.Error(), "unknown command") || strings.HasPrefix(err.Error(), "required flag(s)") {
-		return exitUsage
-	}
 	refusals := rollout.AsErrors(err)
 	if len(refusals) == 0 {
 		return exitFailed
@@ -227,7 +310,7 @@ func exitCode(err error) int {
 		return exitConflict
 	case rollout.ReasonReadyTimeout:
 		return exitNotReady
-	case rollout.ReasonInternal, rollout.ReasonInitFailed, rollout.ReasonCrashed, rollout.ReasonImageMissing, rollout.ReasonProbeFailed, rollout.ReasonSmokeFailed:
+	case rollout.ReasonInternal, rollout.ReasonInitFailed, rollout.ReasonCrashed, rollout.ReasonImageMissing, rollout.ReasonProbeFailed, rollout.ReasonSmokeFailed, rollout.ReasonInterrupted:
 		return exitFailed
 	default:
 		return exitRefused

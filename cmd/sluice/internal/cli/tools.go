@@ -32,13 +32,13 @@ func (a *app) replicasCmd() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			switch {
 			case !(rps >= 0 && rps <= 1e9):
-				return usageError{fmt.Errorf("--rps %g: use a number from 0 to 1e9", rps)}
+				return misuse("--rps", "use a number from 0 to 1e9", "--rps %g is out of range", rps)
 			case latency <= 0:
-				return usageError{fmt.Errorf("--latency %s: use a duration above zero, such as 100ms", latency)}
+				return misuse("--latency", "use a duration above zero, such as 100ms", "--latency %s is out of range", latency)
 			case target < 1 || target > 100:
-				return usageError{fmt.Errorf("--target %d: use per cent from 1 to 100", target)}
+				return misuse("--target", "use per cent from 1 to 100", "--target %d is out of range", target)
 			case concurrency < 1:
-				return usageError{fmt.Errorf("--concurrency %d: use 1 or more", concurrency)}
+				return misuse("--concurrency", "use 1 or more", "--concurrency %d is out of range", concurrency)
 			}
 			n := autoscale.Replicas(rps, latency, float64(target)/100, concurrency)
 			return a.print(map[string]int{"replicas": n}, func(w io.Writer) { _, _ = fmt.Fprintln(w, n) })
@@ -65,10 +65,10 @@ func (a *app) waitCmd() *cobra.Command {
 		Args:  cobra.RangeArgs(1, 2),
 		RunE: func(c *cobra.Command, args []string) error {
 			if what != "ready" && what != "promoted" && what != "rolled-back" {
-				return usageError{fmt.Errorf("--for %q: use ready, promoted or rolled-back", what)}
+				return misuse("--for", "use ready, promoted or rolled-back", "--for %q is not known", what)
 			}
 			if what != "ready" && len(args) < 2 {
-				return usageError{fmt.Errorf("--for=%s needs a VERSION", what)}
+				return misuse("--for", "name it after the ENDPOINT", "--for=%s needs a VERSION", what)
 			}
 			sys, err := a.open()
 			if err != nil {
@@ -89,7 +89,7 @@ func (a *app) waitCmd() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&what, "for", "ready", "ready, promoted or rolled-back")
-	c.Flags().DurationVar(&timeout, "timeout", 10*time.Minute, "how long to wait")
+	c.Flags().DurationVar(&timeout, "timeout", 10*time.Minute, "how long to wait; 0 looks once")
 	return c
 }
 
@@ -185,7 +185,17 @@ func (a *app) endpointKeys(ctx context.Context, endpoint string) (*system, acces
 }
 
 func (a *app) keysCmd() *cobra.Command {
-	c := &cobra.Command{Use: "keys", Short: "Show or replace an endpoint's keys"}
+	c := &cobra.Command{
+		Use: "keys", Short: "Show or replace an endpoint's keys",
+		// cobra would show the help for a command that it does not know, and succeed.
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return misuse("", fmt.Sprintf("see `%s --help`", c.CommandPath()), "unknown command %q for %q", args[0], c.CommandPath())
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
 	c.AddCommand(&cobra.Command{
 		Use: "get ENDPOINT", Short: "Show both keys", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -213,7 +223,7 @@ func (a *app) keysCmd() *cobra.Command {
 				return err
 			}
 			if k, err = k.Regenerate(which); err != nil {
-				return usageError{err}
+				return misuse("--key", "", "%s", err)
 			}
 			if err := sys.Keys.PutKeys(c.Context(), a.key(args[0]), k); err != nil {
 				return err

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -64,7 +63,7 @@ func (a *app) up(ctx context.Context, o up.Options) error {
 		return err
 	}
 	if a.state == "" {
-		return usageError{errors.New("there is no home directory: name the state directory with --state")}
+		return misuse("--state", "name the state directory with --state", "there is no home directory")
 	}
 	o.State = a.state
 	o.Out = a.io.Err
