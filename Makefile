@@ -71,6 +71,7 @@ cluster-test: cluster ## the cluster's own test
 generate: ## references that are made from the code
 	go test ./rollout -run TestReasonsReference -update
 	go test ./cmd/sluice/internal/cli -run TestCommandReference -update
+	go test ./pkg/cluster/kube/v1alpha1 -run TestDefinitions -update
 
 clean:
 	rm -rf bin .cache

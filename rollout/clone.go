@@ -67,6 +67,7 @@ func (s Strategy) clone() Strategy {
 func (s *Status) clone() Status {
 	out := *s
 	out.Versions, out.History, out.Conditions = slices.Clone(s.Versions), slices.Clone(s.History), slices.Clone(s.Conditions)
+	out.Summary = pointer(s.Summary)
 	if s.Rollout != nil {
 		out.Rollout = pointer(s.Rollout)
 		out.Rollout.Evidence = slices.Clone(s.Rollout.Evidence)

@@ -7,6 +7,9 @@ import (
 )
 
 // Duration is a time.Duration written as Go writes it ("10m", "1h30m") in JSON.
+//
+// +kubebuilder:validation:Type=string
+// +kubebuilder:validation:MaxLength=64
 type Duration time.Duration
 
 // Std is d as the standard library's type.

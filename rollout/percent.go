@@ -12,6 +12,11 @@ import (
 // Percent is a share of an endpoint's scoring traffic: an integer count of
 // 0.001 %, so that sums are exact. On the wire it is a JSON number with at most
 // three decimals.
+//
+// Numbers are floats to the API server; k/1000 rounds to the float that the decimal k/1000 is read as, so the comparison is exact.
+//
+// +kubebuilder:validation:Type=number
+// +kubebuilder:validation:XValidation:rule="self >= 0.0 && self <= 100.0 && double(int(self * 1000.0 + 0.5)) / 1000.0 == self",message="not a share; write a number from 0 to 100 with at most three decimals, such as 12.5 [percent_invalid]"
 type Percent int32
 
 // The two ends of the scale, and one per cent.

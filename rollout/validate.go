@@ -94,6 +94,9 @@ func (s *Spec) Validate() error {
 		if v.TrafficPercentile < 0 || v.TrafficPercentile > Full {
 			add(refuse(ReasonPercentInvalid, f+".trafficPercentile", "use a number from 0 to 100", "%s is not between 0 and 100", v.TrafficPercentile))
 		}
+		if v.PlannedPercentile < 0 || v.PlannedPercentile > Full {
+			add(refuse(ReasonPercentInvalid, f+".plannedPercentile", "use a number from 0 to 100", "%s is not between 0 and 100", v.PlannedPercentile))
+		}
 		sum += int64(v.TrafficPercentile)
 		if !imagePattern.MatchString(v.Image) {
 			add(refuse(ReasonInvalid, f+".image", "name the image by digest: NAME@sha256:HEX", "%q is not an image by digest", v.Image))
@@ -236,6 +239,9 @@ func ValidateStrategy(field string, s Strategy) []*Error {
 	var errs []*Error
 	add := func(f, hint, format string, args ...any) {
 		errs = append(errs, refuse(ReasonInvalid, field+"."+f, hint, format, args...))
+	}
+	if n := len(s.Steps); n > MaxSteps {
+		add("steps", "leave some out", "%d steps, but at most %d", n, MaxSteps)
 	}
 	last := Zero
 	for i, st := range s.Steps {

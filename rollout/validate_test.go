@@ -54,6 +54,15 @@ func TestInvariants(t *testing.T) {
 		{"steps down", "spec.strategy.steps[1].percent", rollout.ReasonInvalid, func(s *rollout.Spec) {
 			s.Strategy = &rollout.Strategy{Steps: []rollout.Step{{Percent: 5000}, {Percent: 1000}}}
 		}},
+		{"51 steps", "spec.strategy.steps", rollout.ReasonInvalid, func(s *rollout.Spec) {
+			s.Strategy = &rollout.Strategy{}
+			for i := range rollout.MaxSteps + 1 {
+				s.Strategy.Steps = append(s.Strategy.Steps, rollout.Step{Percent: rollout.Percent(i + 1)})
+			}
+		}},
+		{"planned over 100", "spec.versions[b].plannedPercentile", rollout.ReasonPercentInvalid, func(s *rollout.Spec) {
+			s.Versions[1].PlannedPercentile = rollout.Full + 1
+		}},
 		{"r1 under r0", "spec.strategy.r1", rollout.ReasonInvalid, func(s *rollout.Spec) { s.Strategy = &rollout.Strategy{R0: 3} }},
 		{"alpha NaN", "spec.strategy.alpha", rollout.ReasonInvalid, func(s *rollout.Spec) { s.Strategy = &rollout.Strategy{Alpha: math.NaN()} }},
 	} {

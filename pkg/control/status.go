@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
@@ -131,6 +133,7 @@ func (r *Reconciler) report(ctx context.Context, e *rollout.Endpoint, plan rollo
 		ro.Evidence = was
 	}
 	st.Rollout = ro
+	st.Summary = summary(&e.Spec, st)
 	same := reflect.DeepEqual(stored.Status, next.Status)
 	if ro != nil && !reflect.DeepEqual(was, evidence) && (!same || moved || r.evidence.saveDue(e.Key(), now)) {
 		ro.Evidence = evidence
@@ -144,6 +147,52 @@ func (r *Reconciler) report(ctx context.Context, e *rollout.Endpoint, plan rollo
 		return fmt.Errorf("store status: %w", err)
 	}
 	return nil
+}
+
+// summary is the status in one line. The most urgent news comes first: what keeps requests from being
+// served, then what people asked for, then where the strategy stands.
+func summary(spec *rollout.Spec, st *rollout.Status) *rollout.Summary {
+	var treatments []*rollout.Version
+	var ready, all int
+	var failed rollout.Reason
+	for i := range spec.Versions {
+		v := &spec.Versions[i]
+		if v.Type == rollout.Treatment {
+			treatments = append(treatments, v)
+		}
+		if s := st.Version(v.Name); spec.Active(v) {
+			ready, all = ready+s.ReadyReplicas, all+s.Replicas
+			if s.State == rollout.StateFailed {
+				failed = s.Reason
+			}
+		}
+	}
+	slices.SortStableFunc(treatments, func(a, b *rollout.Version) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	var names, shares []string
+	for _, v := range treatments {
+		names, shares = append(names, v.Name), append(shares, st.Version(v.Name).EffectivePercent.String())
+	}
+	s := &rollout.Summary{
+		Treatments: strings.Join(names, ","), Shares: strings.Join(shares, ","), Ready: fmt.Sprintf("%d/%d", ready, all),
+	}
+	for _, c := range st.Conditions {
+		// Ready is good when true, Fallback when false.
+		if (c.Type == "Ready") != (c.Status == "True") && s.Reason == "" {
+			s.Reason = c.Reason
+		}
+	}
+	switch {
+	case s.Reason != "":
+	case failed != "":
+		s.Reason = failed
+	case spec.Lock != nil:
+		s.Reason = rollout.ReasonLocked
+	case spec.Hold != nil:
+		s.Reason = rollout.ReasonHeld
+	case st.Rollout != nil:
+		s.Reason = st.Rollout.Reason
+	}
+	return s
 }
 
 // conditions say whether the endpoint serves, and whether shares fell back.

@@ -3,10 +3,9 @@ package kube
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"reflect"
 	"slices"
-	"strings"
 	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -204,56 +203,68 @@ func (s *Store) Update(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpo
 	if err := e.Spec.Validate(); err != nil {
 		return nil, fmt.Errorf("update endpoint %s: %w", e.Key(), err)
 	}
-	// The API server holds versions to their image by itself; what is known here is refused
-	// here, with the domain's own words.
-	if have, err := s.Get(ctx, e.Key()); err == nil && have.Metadata.UID == e.Metadata.UID {
+	return s.patch(ctx, "update", e, func(have *v1alpha1.ModelEndpoint) ([]operation, error) {
+		// The API server holds versions to their image by itself; here the words are the domain's.
 		if err := rollout.ValidateUpdate(&have.Spec, &e.Spec); err != nil {
-			return nil, fmt.Errorf("update endpoint %s: %w", e.Key(), err)
+			return nil, err
 		}
-	}
-	return s.patch(ctx, "update", e, "/spec", e.Spec, func(m client.Object, p client.Patch) error {
-		return s.c.client.Patch(ctx, m, p)
-	})
+		return difference("/spec", have.Spec, e.Spec)
+	}, func(m client.Object, p client.Patch) error { return s.c.client.Patch(ctx, m, p) })
 }
 
 // UpdateStatus implements cluster.Writer.
 func (s *Store) UpdateStatus(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpoint, error) {
-	return s.patch(ctx, "update status of", e, "/status", e.Status, func(m client.Object, p client.Patch) error {
-		return s.c.client.Status().Patch(ctx, m, p)
-	})
-}
-
-// operation of a JSON patch (RFC 6902).
-type operation struct {
-	Op    string `json:"op"`
-	Path  string `json:"path"`
-	Value any    `json:"value"`
-}
-
-// patch replaces one part of the object if its resource version is still that of e: the
-// API server refuses, as a conflict, a patch whose result has another one.
-func (s *Store) patch(ctx context.Context, verb string, e *rollout.Endpoint, path string, value any, send func(client.Object, client.Patch) error) (*rollout.Endpoint, error) {
-	key := e.Key()
-	if err := cluster.ValidateKey(key); err != nil {
-		return nil, fmt.Errorf("%s endpoint %s: %w: %w", verb, key, cluster.ErrNotFound, err)
-	}
-	if e.Metadata.ResourceVersion == "" {
-		if _, err := s.Get(ctx, key); err != nil {
-			return nil, fmt.Errorf("%s endpoint %s: %w", verb, key, err)
+	return s.patch(ctx, "update status of", e, func(have *v1alpha1.ModelEndpoint) ([]operation, error) {
+		if _, err := json.Marshal(e.Status); err != nil {
+			return nil, err
 		}
-		return nil, fmt.Errorf("%s endpoint %s: no resource version: %w", verb, key, cluster.ErrConflict)
+		// Until there is one, the object has no status at all to put a field into.
+		if reflect.ValueOf(have.Status).IsZero() {
+			return []operation{{"add", "/status", e.Status}}, nil
+		}
+		return difference("/status", have.Status, e.Status)
+	}, func(m client.Object, p client.Patch) error { return s.c.client.Status().Patch(ctx, m, p) })
+}
+
+// patch writes what change makes of the object, if its resource version is still that of e:
+// the API server refuses, as a conflict, a patch whose result has another one.
+func (s *Store) patch(ctx context.Context, verb string, e *rollout.Endpoint, change func(have *v1alpha1.ModelEndpoint) ([]operation, error), send func(client.Object, client.Patch) error) (*rollout.Endpoint, error) {
+	key := e.Key()
+	fail := func(err error) (*rollout.Endpoint, error) {
+		return nil, fmt.Errorf("%s endpoint %s: %w", verb, key, err)
 	}
-	ops := []operation{{"replace", "/metadata/resourceVersion", e.Metadata.ResourceVersion}, {"add", path, value}}
-	if e.Metadata.UID != "" {
-		ops = append(ops, operation{"replace", "/metadata/uid", e.Metadata.UID})
+	if err := cluster.ValidateKey(key); err != nil {
+		return fail(fmt.Errorf("%w: %w", cluster.ErrNotFound, err))
 	}
+	have, err := s.watched(ctx, key)
+	if err != nil {
+		return fail(err)
+	}
+	if have = s.current(key, have); have == nil || have.ResourceVersion != e.Metadata.ResourceVersion {
+		// The watch is behind, or e is: the API server knows which.
+		have = &v1alpha1.ModelEndpoint{}
+		if err := s.c.client.Get(ctx, client.ObjectKey{Namespace: key.Namespace, Name: key.Name}, have); err != nil {
+			return fail(sorted(err))
+		}
+	}
+	if have.ResourceVersion != e.Metadata.ResourceVersion || e.Metadata.UID != "" && string(have.UID) != e.Metadata.UID {
+		return fail(fmt.Errorf("resource version %q is not %q: %w", e.Metadata.ResourceVersion, have.ResourceVersion, cluster.ErrConflict))
+	}
+	ops, err := change(have)
+	if err != nil {
+		return fail(err)
+	}
+	if len(ops) == 0 {
+		return have.Endpoint(), nil
+	}
+	ops = append([]operation{{"replace", "/metadata/resourceVersion", have.ResourceVersion}, {"replace", "/metadata/uid", have.UID}}, ops...)
 	data, err := json.Marshal(ops)
 	if err != nil {
-		return nil, fmt.Errorf("%s endpoint %s: %w", verb, key, err)
+		return fail(err)
 	}
 	m := &v1alpha1.ModelEndpoint{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
 	if err := send(m, client.RawPatch(types.JSONPatchType, data)); err != nil {
-		return nil, fmt.Errorf("%s endpoint %s: %w", verb, key, sorted(err))
+		return fail(sorted(err))
 	}
 	s.wrote(key, m, m.UID)
 	return m.Endpoint(), nil
@@ -303,16 +314,6 @@ func sorted(err error) error {
 			Reason: rollout.ReasonDenied, Message: "the cluster refuses it: " + err.Error(),
 			Hint: "ask whoever runs the cluster for the rights that docs/kubernetes.md lists, or use another context",
 		}
-	}
-	return err
-}
-
-var errUnknownFields = errors.New("unknown fields")
-
-// refusal makes the domain's refusals of an API server's.
-func refusal(err error) error {
-	if strings.Contains(err.Error(), "unknown field") {
-		return fmt.Errorf("%w: %w", errUnknownFields, err)
 	}
 	return err
 }
