@@ -70,7 +70,7 @@ func run(command *cobra.Command) { os.Exit(cli.Run(command)) }
 // kubectl is what k8s.io/kubernetes/cmd/kubectl does.
 func kubectl() {
 	// Its verbosity has to be known before the command is built, which reads plugins and .kuberc.
-	_ = logs.GlogSetter(cmd.GetLogVerbosity(os.Args))
+	_, _ = logs.GlogSetter(cmd.GetLogVerbosity(os.Args))
 	if err := cli.RunNoErrOutput(cmd.NewDefaultKubectlCommand()); err != nil {
 		util.CheckErr(err)
 	}
