@@ -23,7 +23,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sluice-dev/sluice/test/cluster/internal/node"
 	"github.com/sluice-dev/sluice/test/cluster/internal/preflight"
+	"github.com/sluice-dev/sluice/test/cluster/internal/supervisor"
 )
 
 // cluster is one that a test has to itself.
@@ -219,7 +221,16 @@ func TestCluster(t *testing.T) {
 		t.Run("Python image", func(t *testing.T) { testPython(t, c) })
 	}
 
+	own := c.processes()
+	if len(own) < 10 {
+		t.Errorf("the cluster has %d processes, so that they were not found", len(own))
+	}
 	c.timed("down", func() { c.run("down") })
+	for pid, began := range own {
+		if line, is := process(pid); is != "" && is == began {
+			t.Errorf("process %d outlived the cluster: %s", pid, line)
+		}
+	}
 	if _, err := os.Stat(c.dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the directory is still there: %v", err)
 	}
@@ -373,20 +384,6 @@ func takeResidue(t *testing.T, dir string) map[string][]string {
 	all := map[string][]string{}
 	note := func(kind, format string, args ...any) { all[kind] = append(all[kind], fmt.Sprintf(format, args...)) }
 
-	own, err := os.Readlink("/proc/self/ns/pid")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, pid := range processes(t) {
-		namespace, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
-		if err != nil {
-			continue // it has ended
-		}
-		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if namespace != own || bytes.Contains(line, []byte(dir)) {
-			note("processes", "%d %s", pid, bytes.ReplaceAll(line, []byte{0}, []byte{' '}))
-		}
-	}
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		t.Fatal(err)
@@ -414,7 +411,8 @@ func takeResidue(t *testing.T, dir string) map[string][]string {
 		if err != nil {
 			return nil // a group of somebody else's that has just gone
 		}
-		if d.IsDir() && (strings.Contains(path, "sluice-test") || strings.Contains(path, "kubepods")) {
+		// Other clusters may come and go meanwhile, below groups of their own.
+		if d.IsDir() && strings.Contains(path, (node.Node{Dir: dir}).Cgroup()) {
 			note("cgroups", "%s", path)
 		}
 		return nil
@@ -439,6 +437,57 @@ func takeResidue(t *testing.T, dir string) map[string][]string {
 		}
 	}
 	return all
+}
+
+// processes are those below the supervisor, containers' included, with the time of their start, which
+// tells each from a later one of its number.
+func (c *cluster) processes() map[int]string {
+	c.t.Helper()
+	top, err := supervisor.NewClient(c.dir).PID()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	parents := map[int]int{}
+	for _, pid := range processes(c.t) {
+		if fields := stat(pid); fields != nil {
+			parents[pid], _ = strconv.Atoi(fields[1])
+		}
+	}
+	own := map[int]string{}
+	for pid := range parents {
+		for at := pid; at > 1; at = parents[at] {
+			if at == top {
+				if _, began := process(pid); began != "" {
+					own[pid] = began
+				}
+				break
+			}
+		}
+	}
+	return own
+}
+
+// process is a process's command line and the time of its start, or nothing if there is none. One that
+// has ended and only waits for its parent to take note, here the host's first process, is none.
+func process(pid int) (line, began string) {
+	fields := stat(pid)
+	if fields == nil || fields[0] == "Z" {
+		return "", ""
+	}
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return "", ""
+	}
+	return string(bytes.ReplaceAll(body, []byte{0}, []byte{' '})), fields[19]
+}
+
+// stat is what /proc says after a process's name, beginning with its state.
+func stat(pid int) []string {
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil
+	}
+	return strings.Fields(string(body[bytes.LastIndexByte(body, ')')+1:]))
 }
 
 func processes(t *testing.T) []int {

@@ -16,8 +16,8 @@ import (
 // ErrNotRunning says that a directory has no running cluster.
 var ErrNotRunning = errors.New("no cluster is running")
 
-// commandTimeout bounds one command.
-const commandTimeout = 30 * time.Second
+// commandTimeout bounds one command; the longest waits for the API server, on a machine that may be busy.
+const commandTimeout = 2 * time.Minute
 
 // request and response are one message each, on a connection of their own; a request to forward has
 // the listener with it.
