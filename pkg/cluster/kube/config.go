@@ -2,6 +2,7 @@ package kube
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 
 	"k8s.io/client-go/rest"
@@ -41,4 +42,28 @@ func Config(kubeconfig, context string) (*rest.Config, string, error) {
 		return nil, "", fmt.Errorf("read the kubeconfig's namespace: %w", err)
 	}
 	return c, ns, nil
+}
+
+// OpenOptions of Open.
+type OpenOptions struct {
+	// Kubeconfig and Context as Config takes them.
+	Kubeconfig, Context string
+	// Namespaces whose endpoints are seen; none means all.
+	Namespaces []string
+	// SystemNamespace, by default the one that the pod or the context is in.
+	SystemNamespace string
+	Secrets         SecretScope
+	Logger          *slog.Logger
+}
+
+// Open is Config and New.
+func Open(o OpenOptions) (*Cluster, error) {
+	config, ns, err := Config(o.Kubeconfig, o.Context)
+	if err != nil {
+		return nil, err
+	}
+	if o.SystemNamespace == "" {
+		o.SystemNamespace = ns
+	}
+	return New(config, Options{Namespaces: o.Namespaces, SystemNamespace: o.SystemNamespace, Secrets: o.Secrets, Logger: o.Logger})
 }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/go-logr/logr"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -24,6 +25,7 @@ import (
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/sluice-dev/sluice/pkg/cluster/kube/v1alpha1"
 )
@@ -87,6 +89,8 @@ func New(config *rest.Config, o Options) (*Cluster, error) {
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return nil, fmt.Errorf("register kinds: %w", err)
 	}
+	// Watches log through controller-runtime's one logger of the process, which complains until it is set.
+	ctrllog.SetLogger(logr.FromSlogHandler(o.Logger.Handler()))
 	config = rest.CopyConfig(config)
 	if config.UserAgent == "" {
 		config.UserAgent = "sluice"

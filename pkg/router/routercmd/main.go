@@ -1,6 +1,6 @@
 // Package routercmd is the router as a program: flags and environment to options, and
-// what stands behind the ports on this machine. The command router and a hidden
-// subcommand of sluice share it. The autoscaler runs in the same process.
+// what stands behind the ports on this machine or in a cluster. The command router and a
+// hidden subcommand of sluice share it. The autoscaler runs in the same process.
 package routercmd
 
 import (
@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/sluice-dev/sluice/pkg/autoscale"
+	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/cluster/kube"
 	"github.com/sluice-dev/sluice/pkg/cluster/local"
 	"github.com/sluice-dev/sluice/pkg/process"
 	"github.com/sluice-dev/sluice/pkg/router"
@@ -44,8 +46,10 @@ type config struct {
 	admin       string
 	adminFD     int
 	lifelineFD  int
+	target      process.Target
 	state       string
 	namespace   string
+	kube        process.Kubernetes
 	grace       time.Duration
 	connections int
 	autoscale   bool
@@ -60,7 +64,9 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.admin, "admin-address", "127.0.0.1:9090", "address for metrics, health and reports")
 	f.IntVar(&c.adminFD, "admin-listen-fd", -1, "serve those on the listening socket inherited as this descriptor")
 	f.IntVar(&c.lifelineFD, "lifeline-fd", -1, "stop at end of file on this descriptor")
-	f.StringVar(&c.state, "state", "", "state directory (default $XDG_STATE_HOME/sluice)")
+	c.target.Flag(f)
+	c.kube.Flags(f)
+	f.StringVar(&c.state, "state", "", "state directory, with --target local (default $XDG_STATE_HOME/sluice)")
 	f.StringVar(&c.namespace, "namespace", "default", "namespace that the short path resolves in")
 	f.DurationVar(&c.grace, "grace", 12*time.Second, "how long requests in flight may take at the end")
 	f.IntVar(&c.connections, "max-connections", 16<<10, "how many client connections at a time; more wait")
@@ -106,24 +112,32 @@ func parse(args, env []string) (config, error) {
 		return c, fmt.Errorf("--max-connections is %d; use a number above 0", c.connections)
 	}
 	var err error
-	if c.state == "" {
+	if c.state == "" && c.target == process.TargetLocal {
 		c.state, err = process.StateDir(env)
 	}
 	return c, err
 }
 
-// run wires the router with the state directory and the supervisor's fleets.
+// ports are what the router stands on, and what goes on beside it.
+type ports struct {
+	endpoints cluster.Reader
+	fleets    cluster.FleetReader
+	hashes    cluster.KeyHashes
+	// scale runs the autoscaler until ctx ends.
+	scale func(context.Context, *router.Router) error
+	close func() error
+}
+
 func run(ctx context.Context, c config, log *slog.Logger) (err error) {
-	store, err := local.NewStore(c.state, log)
+	open := openLocal
+	if c.target == process.TargetKubernetes {
+		open = openKubernetes
+	}
+	p, err := open(ctx, c, log)
 	if err != nil {
 		return err
 	}
-	hashes, err := local.NewKeyHashes(c.state, log)
-	if err != nil {
-		return err
-	}
-	fleets := local.Dial(local.FleetSocket(c.state), log)
-	defer func() { err = errors.Join(err, fleets.Close()) }()
+	defer func() { err = errors.Join(err, p.close()) }()
 
 	ln, err := process.Listener(c.listenFD, c.address)
 	if err != nil {
@@ -135,15 +149,74 @@ func run(ctx context.Context, c config, log *slog.Logger) (err error) {
 	}
 	o := router.Options{
 		Listener: ln, AdminListener: admin, Namespace: c.namespace,
-		Reader: store, Fleets: fleets, KeyHashes: hashes, Logger: log,
+		Reader: p.endpoints, Fleets: p.fleets, KeyHashes: p.hashes, Logger: log,
 		ShutdownTimeout: c.grace, MaxConnections: c.connections,
 	}
 	if c.autoscale {
-		o.Background = append(o.Background, func(ctx context.Context, r *router.Router) error {
+		o.Background = append(o.Background, p.scale)
+	}
+	return router.Run(ctx, o)
+}
+
+// openLocal is the state directory and the supervisor's fleets.
+func openLocal(_ context.Context, c config, log *slog.Logger) (ports, error) {
+	store, err := local.NewStore(c.state, log)
+	if err != nil {
+		return ports{}, err
+	}
+	hashes, err := local.NewKeyHashes(c.state, log)
+	if err != nil {
+		return ports{}, err
+	}
+	fleets := local.Dial(local.FleetSocket(c.state), log)
+	return ports{
+		endpoints: store, fleets: fleets, hashes: hashes, close: fleets.Close,
+		scale: func(ctx context.Context, r *router.Router) error {
 			return autoscale.Run(ctx, autoscale.Options{
 				Endpoints: store, Fleets: fleets, Scaler: fleets, Routers: telemetry.Reporters{r}, Logger: log,
 			})
-		})
+		},
+	}, nil
+}
+
+// leaseAutoscaler is held by the router whose autoscaler works.
+const leaseAutoscaler = "sluice-autoscaler"
+
+// openKubernetes follows a cluster. Reads come from watches: what they brought last stays when
+// the API server is gone.
+func openKubernetes(ctx context.Context, c config, log *slog.Logger) (ports, error) {
+	k, err := kube.Open(kube.OpenOptions{
+		Kubeconfig: c.kube.Kubeconfig, Context: c.kube.Context, Namespaces: c.kube.List(), SystemNamespace: c.kube.System,
+		Secrets: kube.SecretsOfHashes, Logger: log,
+	})
+	if err != nil {
+		return ports{}, err
 	}
-	return router.Run(ctx, o)
+	store, err := k.Store(ctx)
+	if err != nil {
+		return ports{}, err
+	}
+	fleets, err := k.Fleets(ctx)
+	if err != nil {
+		return ports{}, err
+	}
+	hashes, err := k.Hashes(ctx)
+	if err != nil {
+		return ports{}, err
+	}
+	routers, err := k.Routers(ctx)
+	if err != nil {
+		return ports{}, err
+	}
+	if err := k.Start(ctx); err != nil {
+		return ports{}, err
+	}
+	return ports{
+		endpoints: store, fleets: fleets, hashes: hashes, close: func() error { return nil },
+		scale: func(ctx context.Context, _ *router.Router) error {
+			return k.Lead(ctx, leaseAutoscaler, func(ctx context.Context) error {
+				return autoscale.Run(ctx, autoscale.Options{Endpoints: store, Fleets: fleets, Scaler: fleets, Routers: routers, Logger: log})
+			})
+		},
+	}, nil
 }

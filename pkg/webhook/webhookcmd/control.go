@@ -34,17 +34,20 @@ func runControl(ctx context.Context, c config, o webhook.Options, log *slog.Logg
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	wg.Go(func() { collect(ctx, o.Store, archives, log) })
-	base := strings.TrimRight(c.scoringURL, "/")
 	return control.Run(ctx, control.Options{
 		Store: o.Store, Fleets: fleets, Keys: keys, Journal: o.Journal, Logger: log,
-		Routers: telemetry.Reporters{telemetry.NewHTTPReporter(c.routerAdmin)},
-		ScoringURI: func(k rollout.Key) string {
-			if k.Namespace == c.namespace { // the router's short path
-				return base + "/api/v1/service/" + url.PathEscape(k.Name) + "/score"
-			}
-			return base + "/api/v1/endpoint/" + url.PathEscape(k.Namespace) + "/" + url.PathEscape(k.Name) + "/score"
-		},
+		Routers:    telemetry.Reporters{telemetry.NewHTTPReporter(c.routerAdmin)},
+		ScoringURI: c.scoringURI,
 	})
+}
+
+// scoringURI is where clients score at an endpoint.
+func (c config) scoringURI(k rollout.Key) string {
+	base := strings.TrimRight(c.scoringURL, "/")
+	if k.Namespace == c.namespace { // the router's short path
+		return base + "/api/v1/service/" + url.PathEscape(k.Name) + "/score"
+	}
+	return base + "/api/v1/endpoint/" + url.PathEscape(k.Namespace) + "/" + url.PathEscape(k.Name) + "/score"
 }
 
 // Archives that no version names any more are removed after keepArchives.

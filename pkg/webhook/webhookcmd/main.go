@@ -1,6 +1,6 @@
 // Package webhookcmd is the control plane as a program: flags and environment to
-// options, and what stands behind the ports on this machine. The command webhook
-// and a hidden subcommand of sluice share it.
+// options, and what stands behind the ports on this machine or in a cluster. The
+// command webhook and a hidden subcommand of sluice share it.
 package webhookcmd
 
 import (
@@ -50,6 +50,8 @@ type config struct {
 	listen     string
 	listenFD   int
 	lifelineFD int
+	target     process.Target
+	kube       process.Kubernetes
 	state      string
 	namespace  string
 	grace      time.Duration
@@ -64,6 +66,9 @@ type config struct {
 	// For the control role.
 	routerAdmin string
 	scoringURL  string
+	admin       string
+	health      string
+	gateImage   string
 
 	env []string
 }
@@ -75,7 +80,9 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.listen, "listen", "127.0.0.1:8081", "address to serve on")
 	f.IntVar(&c.listenFD, "listen-fd", -1, "serve on the listening socket inherited as this descriptor")
 	f.IntVar(&c.lifelineFD, "lifeline-fd", -1, "stop at end of file on this descriptor")
-	f.StringVar(&c.state, "state", "", "state directory (default $XDG_STATE_HOME/sluice)")
+	c.target.Flag(f)
+	c.kube.Flags(f)
+	f.StringVar(&c.state, "state", "", "state directory, with --target local (default $XDG_STATE_HOME/sluice)")
 	f.StringVar(&c.namespace, "namespace", "default", "namespace of the endpoints")
 	f.DurationVar(&c.grace, "grace", 4*time.Second, "how long requests and commands under way may take at the end")
 	f.BoolVar(&c.verbose, "verbose", false, "log more")
@@ -84,7 +91,10 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.tokenFile, "github-token-file", "", "file with a token for GitHub's API")
 	f.Int64Var(&c.appID, "github-app-id", 0, "id of the GitHub App to act as, instead of a token")
 	f.StringVar(&c.appKeyFile, "github-app-key-file", "", "file with the App's private key in PEM")
-	f.StringVar(&c.routerAdmin, "router-admin", "http://127.0.0.1:9090", "admin address of the router, for role control")
+	f.StringVar(&c.routerAdmin, "router-admin", "http://127.0.0.1:9090", "admin address of the router, for role control with --target local; in a cluster the routers are found")
+	f.StringVar(&c.admin, "admin-address", "0", "address for metrics, for role control with --target kubernetes; 0 for none")
+	f.StringVar(&c.health, "health-address", "0", "address for /healthz and /readyz, for role control with --target kubernetes; 0 for none")
+	f.StringVar(&c.gateImage, "gate-image", "", "image with the runner, for versions whose image is a server of its own, for role control with --target kubernetes")
 	f.StringVar(&c.scoringURL, "scoring-url", "http://127.0.0.1:8080", "address that clients score at, for role control")
 	return f
 }
@@ -127,13 +137,13 @@ func parse(args, env []string) (config, error) {
 		return c, err
 	}
 	var err error
-	if c.state == "" {
+	if c.state == "" && c.target == process.TargetLocal {
 		c.state, err = process.StateDir(env)
 	}
 	return c, err
 }
 
-// run wires what the roles need on this machine.
+// run wires what the roles need.
 func run(ctx context.Context, c config, log *slog.Logger) error {
 	roles, err := webhook.ParseRoles(c.roles)
 	if err != nil {
@@ -152,14 +162,12 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 			return err
 		}
 	}
-	if o.Store, err = local.NewStore(c.state, log); err != nil {
-		return err
+	wire := wireLocal
+	if c.target == process.TargetKubernetes {
+		wire = wireKubernetes
 	}
-	if o.Journal, err = local.NewJournal(c.state, log); err != nil {
+	if err := wire(ctx, c, &o, log); err != nil {
 		return err
-	}
-	if slices.Contains(roles, webhook.RoleControl) {
-		o.Control = func(ctx context.Context) error { return runControl(ctx, c, o, log) }
 	}
 	if slices.Contains(roles, webhook.RoleGitHub) || slices.Contains(roles, webhook.RoleAPI) {
 		if o.Listener, err = process.Listener(c.listenFD, c.listen); err != nil {
@@ -167,6 +175,20 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		}
 	}
 	return webhook.Run(ctx, o)
+}
+
+// wireLocal is the state directory.
+func wireLocal(_ context.Context, c config, o *webhook.Options, log *slog.Logger) (err error) {
+	if o.Store, err = local.NewStore(c.state, log); err != nil {
+		return err
+	}
+	if o.Journal, err = local.NewJournal(c.state, log); err != nil {
+		return err
+	}
+	if slices.Contains(o.Roles, webhook.RoleControl) {
+		o.Control = func(ctx context.Context) error { return runControl(ctx, c, *o, log) }
+	}
+	return nil
 }
 
 // secrets of the webhook, from the environment and the file.
