@@ -1,6 +1,7 @@
 package v1alpha1_test
 
 import (
+	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -163,5 +164,44 @@ func TestMessages(t *testing.T) {
 	}
 	if rules < 25 {
 		t.Errorf("%d rules", rules)
+	}
+}
+
+// refusedEntries are changes of a good journal entry that make it a bad one.
+var refusedEntries = map[string]struct{ old, new, words string }{
+	"no command":         {"command: /promote pr-42, ", "", "spec.command: Required value"},
+	"endless command":    {"/promote pr-42", strings.Repeat("x", 65_537), "may not be more than 65536"},
+	"name":               {"name: fraud}", "name: Fraud}", "should match"},
+	"namespace":          {"namespace: models", "namespace: ''", "spec.endpoint.namespace"},
+	"time without micro": {"00.000000Z", "00Z", "should match"},
+	"much of origin":     {`{comment: "1734"}`, "{" + manyKeys() + "}", "must have at most 32 items"},
+}
+
+func manyKeys() string {
+	var b strings.Builder
+	for i := range 33 {
+		fmt.Fprintf(&b, "k%d: x, ", i)
+	}
+	return b.String()
+}
+
+func TestJournalEntries(t *testing.T) {
+	s := newServer(t, "journalentries")
+	good := object(t, entryYAML)
+	for _, err := range s.create(t, good) {
+		t.Error(err)
+	}
+	for name, tc := range refusedEntries {
+		bad := object(t, strings.Replace(entryYAML, tc.old, tc.new, 1))
+		if err := s.create(t, bad).ToAggregate(); err == nil || !strings.Contains(err.Error(), tc.words) {
+			t.Errorf("%s: %v, want %q", name, err, tc.words)
+		}
+	}
+	want(t, s.update(t, object(t, strings.Replace(entryYAML, "/promote", "/rollback", 1)), good), "spec", "the command of a journal entry never changes; record another entry [conflict]")
+	want(t, s.update(t, object(t, strings.Replace(entryYAML, `"1734"`, `"1735"`, 1)), good), "spec", "[conflict]")
+	done := object(t, entryYAML)
+	done["status"] = map[string]any{"state": "done"}
+	for _, err := range s.update(t, done, good) {
+		t.Error(err)
 	}
 }

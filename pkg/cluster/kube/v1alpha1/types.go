@@ -2,6 +2,9 @@
 // the domain's types in rollout carry the fields, their JSON names, their documentation
 // and, as +kubebuilder comments, the rules that the API server checks.
 //
+// Read objects with encoding/json, as typed clients do: runtime.DefaultUnstructuredConverter knows
+// nothing of how a rollout.Percent is written and takes 20 per cent for 0.02.
+//
 // Comments become the definitions under charts/sluice/files/crds (`make generate`).
 //
 // +kubebuilder:object:generate=false
