@@ -10,15 +10,15 @@ import (
 	"strings"
 )
 
-// operation is one step of a JSON patch (RFC 6902).
-type operation struct {
+// patchStep is one step of a JSON patch (RFC 6902).
+type patchStep struct {
 	Op    string `json:"op"`
 	Path  string `json:"path"`
 	Value any    `json:"value,omitempty"`
 }
 
 // MarshalJSON keeps values that look empty; a removal has none.
-func (o operation) MarshalJSON() ([]byte, error) {
+func (o patchStep) MarshalJSON() ([]byte, error) {
 	m := map[string]any{"op": o.Op, "path": o.Path}
 	if o.Op != "remove" {
 		m["value"] = o.Value
@@ -30,7 +30,7 @@ func (o operation) MarshalJSON() ([]byte, error) {
 // respell what others wrote (a deadline of 60m becomes 1h), and with it take the field from its manager: the
 // next server-side apply from Git would conflict. Both must be of the same Go type, as have was read, so that
 // they differ only in what they mean.
-func difference(path string, have, next any) ([]operation, error) {
+func difference(path string, have, next any) ([]patchStep, error) {
 	from, err := generic(have)
 	if err != nil {
 		return nil, err
@@ -56,7 +56,7 @@ func generic(v any) (any, error) {
 	return out, nil
 }
 
-func differ(ops []operation, path string, from, to any) []operation {
+func differ(ops []patchStep, path string, from, to any) []patchStep {
 	if reflect.DeepEqual(from, to) {
 		return ops
 	}
@@ -68,7 +68,7 @@ func differ(ops []operation, path string, from, to any) []operation {
 		}
 		for _, k := range slices.Sorted(maps.Keys(from)) {
 			if _, stays := to[k]; !stays {
-				ops = append(ops, operation{Op: "remove", Path: path + "/" + escape(k)})
+				ops = append(ops, patchStep{Op: "remove", Path: path + "/" + escape(k)})
 			}
 		}
 		for _, k := range slices.Sorted(maps.Keys(to)) {
@@ -76,7 +76,7 @@ func differ(ops []operation, path string, from, to any) []operation {
 			if was, ok := from[k]; ok {
 				ops = differ(ops, p, was, to[k])
 			} else {
-				ops = append(ops, operation{Op: "add", Path: p, Value: to[k]})
+				ops = append(ops, patchStep{Op: "add", Path: p, Value: to[k]})
 			}
 		}
 		return ops
@@ -95,7 +95,7 @@ func differ(ops []operation, path string, from, to any) []operation {
 	if _, inList := strconv.Atoi(path[strings.LastIndex(path, "/")+1:]); inList == nil {
 		op = "replace" // "add" would insert
 	}
-	return append(ops, operation{Op: op, Path: path, Value: to})
+	return append(ops, patchStep{Op: op, Path: path, Value: to})
 }
 
 // aligned says whether elements stand for the same things place by place: as many, and under the same names.

@@ -203,7 +203,7 @@ func (s *Store) Update(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpo
 	if err := e.Spec.Validate(); err != nil {
 		return nil, fmt.Errorf("update endpoint %s: %w", e.Key(), err)
 	}
-	return s.patch(ctx, "update", e, func(have *v1alpha1.ModelEndpoint) ([]operation, error) {
+	return s.patch(ctx, "update", e, func(have *v1alpha1.ModelEndpoint) ([]patchStep, error) {
 		// The API server holds versions to their image by itself; here the words are the domain's.
 		if err := rollout.ValidateUpdate(&have.Spec, &e.Spec); err != nil {
 			return nil, err
@@ -214,13 +214,13 @@ func (s *Store) Update(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpo
 
 // UpdateStatus implements cluster.Writer.
 func (s *Store) UpdateStatus(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpoint, error) {
-	return s.patch(ctx, "update status of", e, func(have *v1alpha1.ModelEndpoint) ([]operation, error) {
+	return s.patch(ctx, "update status of", e, func(have *v1alpha1.ModelEndpoint) ([]patchStep, error) {
 		if _, err := json.Marshal(e.Status); err != nil {
 			return nil, err
 		}
 		// Until there is one, the object has no status at all to put a field into.
 		if reflect.ValueOf(have.Status).IsZero() {
-			return []operation{{"add", "/status", e.Status}}, nil
+			return []patchStep{{Op: "add", Path: "/status", Value: e.Status}}, nil
 		}
 		return difference("/status", have.Status, e.Status)
 	}, func(m client.Object, p client.Patch) error { return s.c.client.Status().Patch(ctx, m, p) })
@@ -228,7 +228,7 @@ func (s *Store) UpdateStatus(ctx context.Context, e *rollout.Endpoint) (*rollout
 
 // patch writes what change makes of the object, if its resource version is still that of e:
 // the API server refuses, as a conflict, a patch whose result has another one.
-func (s *Store) patch(ctx context.Context, verb string, e *rollout.Endpoint, change func(have *v1alpha1.ModelEndpoint) ([]operation, error), send func(client.Object, client.Patch) error) (*rollout.Endpoint, error) {
+func (s *Store) patch(ctx context.Context, verb string, e *rollout.Endpoint, change func(have *v1alpha1.ModelEndpoint) ([]patchStep, error), send func(client.Object, client.Patch) error) (*rollout.Endpoint, error) {
 	key := e.Key()
 	fail := func(err error) (*rollout.Endpoint, error) {
 		return nil, fmt.Errorf("%s endpoint %s: %w", verb, key, err)
@@ -257,7 +257,7 @@ func (s *Store) patch(ctx context.Context, verb string, e *rollout.Endpoint, cha
 	if len(ops) == 0 {
 		return have.Endpoint(), nil
 	}
-	ops = append([]operation{{"replace", "/metadata/resourceVersion", have.ResourceVersion}, {"replace", "/metadata/uid", have.UID}}, ops...)
+	ops = append([]patchStep{{Op: "replace", Path: "/metadata/resourceVersion", Value: have.ResourceVersion}, {Op: "replace", Path: "/metadata/uid", Value: have.UID}}, ops...)
 	data, err := json.Marshal(ops)
 	if err != nil {
 		return fail(err)

@@ -16,13 +16,13 @@ import (
 )
 
 // TestAgreement: the API server accepts exactly the specs that rollout.Spec.Validate accepts, and the changes
-// that rollout.ValidateUpdate accepts. Some 2,500 specs and as many changes are drawn at each run, most of them near a bound.
+// that rollout.ValidateUpdate accepts. 2,000 specs and about 1,000 changes are drawn at each run, most of them near a bound.
 func TestAgreement(t *testing.T) {
 	s := newServer(t, "modelendpoints")
 	var valid, invalid, changes, refusedChanges int
 	rapid.Check(t, func(rt *rapid.T) {
 		var last *rollout.Spec
-		for range 25 {
+		for i := range 20 {
 			spec := drawSpec(rt)
 			domain := built(spec.Validate())
 			server := s.create(t, wire(t, object1("fraud", spec)))
@@ -35,7 +35,7 @@ func TestAgreement(t *testing.T) {
 				valid++
 			}
 			// A change from the last valid spec to this one, or to one much like itself.
-			if last != nil {
+			if last != nil && i%2 == 1 {
 				next := spec
 				if rapid.Bool().Draw(rt, "near") {
 					next = mutate(rt, last)

@@ -76,29 +76,24 @@ func tighten(name string, node any) {
 		}
 		switch {
 		case node["type"] == "integer":
-			// 1e30 is an integer to JSON schema; JSON numbers are exact up to here.
-			const exact = 1<<53 - 1
+			// 1e30 is an integer to JSON schema. The API server keeps an int64 exactly; bounds are
+			// floating-point numbers to it, and this one is exact as such.
+			const most = 1 << 62
 			if node["minimum"] == nil {
-				node["minimum"] = -exact
+				node["minimum"] = -most
 			}
 			if node["maximum"] == nil {
-				node["maximum"] = exact
+				node["maximum"] = most
 			}
 		case node["format"] == "date-time":
 			// The format alone also takes what Go does not read, such as +0100.
-			fraction := `(\.[0-9]{1,9})?`
-			if name == "at" && node["description"] == microTime {
-				fraction = `\.[0-9]{6}` // a MicroTime has exactly six digits
-			}
-			node["pattern"] = `^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}` + fraction + `(Z|[-+][0-9]{2}:[0-9]{2})$`
+			node["pattern"] = `^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[-+][0-9]{2}:[0-9]{2})$`
 		case name == "environmentVariables" && node["additionalProperties"] != nil:
 			node["maxProperties"] = 1024
 			node["additionalProperties"] = envValue()
 		}
 	}
 }
-
-const microTime = "At is when the command was recorded."
 
 // envValue is a string or {secret, key}. A structural schema has no such union, so the type stays open
 // and the keywords of each other type contradict themselves: no number, list or boolean meets them.

@@ -105,6 +105,7 @@ type JournalSpec struct {
 	// +kubebuilder:validation:MaxProperties=32
 	Origin map[string]string `json:"origin,omitempty"`
 	// At is when the command was recorded.
+	// +kubebuilder:validation:Schemaless
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:Format=date-time
 	At time.Time `json:"at"`
