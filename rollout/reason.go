@@ -73,6 +73,7 @@ const (
 	ReasonNothingServes Reason = "nothing_serves"
 	ReasonClusterFull   Reason = "cluster_full"
 	ReasonPodsRefused   Reason = "pods_refused"
+	ReasonScaledByOther Reason = "scaled_by_other"
 
 	// A router's answers.
 	ReasonUnauthorized    Reason = "unauthorized"

@@ -70,6 +70,7 @@ func Reasons() []struct {
 		{ReasonFallback, "Versions without ready replicas get nothing: their share goes to the control, then to the default."},
 		{ReasonNothingServes, "No version of the endpoint has a ready replica."},
 		{ReasonClusterFull, "No node of the cluster has room for a further replica; nothing is scaled up until one has."},
+		{ReasonScaledByOther, "Something else, such as a HorizontalPodAutoscaler, sets the version's count of replicas; Sluice does not fight it."},
 		{ReasonPodsRefused, "The cluster refuses the version's pods, such as by a quota or an admission policy; the message says which."},
 		{ReasonUnauthorized, "The request has no valid key."},
 		{ReasonBodyTooLarge, "The request's body is over 100 MB."},

@@ -171,6 +171,9 @@ func Apply(e *Endpoint, req Request, op Op) (*Endpoint, Outcome, error) {
 	if req.Reason == "" {
 		req.Reason = ReasonRequested
 	}
+	if req.ForeignActor == "" {
+		req.ForeignActor = e.Metadata.Editor
+	}
 	next := e.Clone()
 	w := &work{spec: &next.Spec, status: &next.Status, req: req}
 

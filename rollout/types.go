@@ -44,6 +44,8 @@ type Metadata struct {
 	ResourceVersion   string    `json:"resourceVersion,omitempty"`
 	Generation        int64     `json:"generation,omitempty"`
 	CreationTimestamp time.Time `json:"creationTimestamp,omitzero"`
+	// Editor is who, beside Sluice, wrote shift fields last, where the backend knows. It is not stored.
+	Editor string `json:"-"`
 }
 
 // Key is the namespace and name of an endpoint.

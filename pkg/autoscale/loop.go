@@ -94,12 +94,15 @@ func (l *loop) once(ctx context.Context, now time.Time) error {
 			key := cluster.FleetKey{Endpoint: e.Key(), Version: v.Name}
 			alive[key] = true
 			fleet := byKey[key]
-			if fleet == nil || now.Before(l.periods[key]) {
-				continue
+			if fleet == nil || fleet.ScaledBy != "" || now.Before(l.periods[key]) {
+				continue // two that scale would fight
 			}
 			want := l.decide(now, e, v, key, fleet.Desired, max(demands[i], total*planned(e, v.Name)), complete)
 			if l.Desired != nil {
 				l.Desired(key, want)
+			}
+			if want > fleet.Desired && fleet.Full() != "" {
+				continue // what was asked for last found no node yet
 			}
 			if want == fleet.Desired {
 				continue

@@ -117,6 +117,9 @@ type FleetState struct {
 	// Desired replicas, as scaled last.
 	Desired  int       `json:"desired"`
 	Replicas []Replica `json:"replicas"`
+	// ScaledBy names what else sets the count, such as "HorizontalPodAutoscaler fraud"; Sluice
+	// then leaves it alone.
+	ScaledBy string `json:"scaledBy,omitempty"`
 	// Reason and Message explain why the fleet as a whole cannot run, such as a missing image.
 	Reason  rollout.Reason `json:"reason,omitempty"`
 	Message string         `json:"message,omitempty"`
@@ -131,6 +134,16 @@ func (f *FleetState) Count(state ReplicaState) int {
 		}
 	}
 	return n
+}
+
+// Full says why the cluster has no room for a replica that was asked for; empty if it has.
+func (f *FleetState) Full() string {
+	for i := range f.Replicas {
+		if r := &f.Replicas[i]; r.State == ReplicaStarting && r.Reason == rollout.ReasonClusterFull {
+			return r.Message
+		}
+	}
+	return ""
 }
 
 // FleetWriter makes and ends fleets; the control role has it.

@@ -47,6 +47,8 @@ type Options struct {
 	// Journal is pruned if set.
 	Journal cluster.Journal
 	Routers Routers
+	// Tell, if set, is told of each condition whose status is another one than before.
+	Tell func(e *rollout.Endpoint, c rollout.Condition)
 	// ScoringURI gives the address that clients score at.
 	ScoringURI func(rollout.Key) string
 	Logger     *slog.Logger
@@ -239,7 +241,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, key rollout.Key) (time.Durat
 	if err != nil {
 		return 0, err
 	}
-	if err := r.report(ctx, e, plan, moved, now); err != nil {
+	if err := r.report(ctx, e, fleets, plan, moved, now); err != nil {
 		return 0, err
 	}
 	if t := e.Spec.ByRole(rollout.Treatment); t != nil && e.Spec.Strategy != nil {

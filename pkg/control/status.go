@@ -93,7 +93,7 @@ func settle(written string, d float64) string {
 
 // report stores the status if it differs from the stored one in anything but
 // evidence, or if evidence was last stored a while ago.
-func (r *Reconciler) report(ctx context.Context, e *rollout.Endpoint, plan rollout.Plan, moved bool, now time.Time) error {
+func (r *Reconciler) report(ctx context.Context, e *rollout.Endpoint, fleets map[string]cluster.FleetState, plan rollout.Plan, moved bool, now time.Time) error {
 	stored, err := r.Store.Get(ctx, e.Key())
 	if err != nil {
 		return fmt.Errorf("get endpoint: %w", err)
@@ -118,7 +118,7 @@ func (r *Reconciler) report(ctx context.Context, e *rollout.Endpoint, plan rollo
 		st.ScoringURI = r.ScoringURI(e.Key())
 	}
 	rollout.RecordHistory(st, e.Spec.Changes)
-	st.Conditions = conditions(st.Conditions, e, now)
+	st.Conditions = conditions(st.Conditions, e, fleets, now)
 	evidence := r.evidence.status(e, now)
 	var ro *rollout.RolloutStatus
 	if plan.Rollout.Treatment != "" || len(evidence) > 0 {
@@ -145,6 +145,13 @@ func (r *Reconciler) report(ctx context.Context, e *rollout.Endpoint, plan rollo
 	}
 	if _, err := r.Store.UpdateStatus(ctx, next); err != nil {
 		return fmt.Errorf("store status: %w", err)
+	}
+	if r.Tell != nil {
+		for _, c := range st.Conditions {
+			if !slices.ContainsFunc(stored.Status.Conditions, func(w rollout.Condition) bool { return w.Type == c.Type && w.Status == c.Status }) {
+				r.Tell(next, c)
+			}
+		}
 	}
 	return nil
 }
@@ -195,8 +202,16 @@ func summary(spec *rollout.Spec, st *rollout.Status) *rollout.Summary {
 	return s
 }
 
+// The conditions of an endpoint beside Ready and Fallback.
+const (
+	// ConditionClusterFull: a replica that was asked for finds no node.
+	ConditionClusterFull = "ClusterFull"
+	// ConditionScaledByOther: something else scales a version; Sluice leaves it alone.
+	ConditionScaledByOther = "ScaledByOther"
+)
+
 // conditions say whether the endpoint serves, and whether shares fell back.
-func conditions(was []rollout.Condition, e *rollout.Endpoint, now time.Time) []rollout.Condition {
+func conditions(was []rollout.Condition, e *rollout.Endpoint, fleets map[string]cluster.FleetState, now time.Time) []rollout.Condition {
 	ready := rollout.Condition{Type: "Ready", Status: "False", Reason: rollout.ReasonNothingServes, Message: "no version has a ready replica"}
 	names := map[string]bool{}
 	for _, v := range e.Status.Versions {
@@ -213,6 +228,25 @@ func conditions(was []rollout.Condition, e *rollout.Endpoint, now time.Time) []r
 		}
 	}
 	out := []rollout.Condition{ready, fell}
+	full := rollout.Condition{Type: ConditionClusterFull, Status: "False", Reason: rollout.ReasonNoChange}
+	foreign := rollout.Condition{Type: ConditionScaledByOther, Status: "False", Reason: rollout.ReasonNoChange}
+	for i := range e.Spec.Versions {
+		name := e.Spec.Versions[i].Name
+		f := fleets[name]
+		if why := f.Full(); why != "" && full.Status == "False" {
+			full.Status, full.Reason, full.Message = "True", rollout.ReasonClusterFull, "no node has room for a replica of "+name+": "+ending(why, messageBytes)
+		}
+		if f.ScaledBy != "" && foreign.Status == "False" {
+			foreign.Status, foreign.Reason = "True", rollout.ReasonScaledByOther
+			foreign.Message = fmt.Sprintf("%s scales %s, so Sluice does not: delete it, or give the version a fixed count of replicas", f.ScaledBy, name)
+		}
+	}
+	for _, c := range []rollout.Condition{full, foreign} {
+		// Where it never was so, nothing is said.
+		if c.Status == "True" || slices.ContainsFunc(was, func(w rollout.Condition) bool { return w.Type == c.Type }) {
+			out = append(out, c)
+		}
+	}
 	for i := range out {
 		c := &out[i]
 		c.ObservedGeneration, c.LastTransitionTime = e.Metadata.Generation, now.UTC().Truncate(time.Second)

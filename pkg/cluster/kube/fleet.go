@@ -13,6 +13,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -59,7 +60,9 @@ func (c *Cluster) Fleets(ctx context.Context) (*Fleets, error) {
 			return nil, err
 		}
 	}
-	return f, nil
+	// Anybody may make one of these for a Deployment of ours.
+	err := c.inform(ctx, &autoscalingv2.HorizontalPodAutoscaler{}, func(client.Object, client.Object) { f.changed(func() {}) })
+	return f, err
 }
 
 // saw is told of every event.
@@ -133,9 +136,17 @@ func (f *Fleets) look(ctx context.Context) ([]cluster.FleetState, error) {
 	var deployments appsv1.DeploymentList
 	var pods corev1.PodList
 	var endpoints discoveryv1.EndpointSliceList
-	for _, list := range []client.ObjectList{&deployments, &pods, &endpoints} {
+	var autoscalers autoscalingv2.HorizontalPodAutoscalerList
+	for _, list := range []client.ObjectList{&deployments, &pods, &endpoints, &autoscalers} {
 		if err := f.c.cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 			return nil, err
+		}
+	}
+	scaledBy := map[types.NamespacedName]string{}
+	for i := range autoscalers.Items {
+		h := &autoscalers.Items[i]
+		if t := h.Spec.ScaleTargetRef; t.Kind == "Deployment" && h.DeletionTimestamp == nil {
+			scaledBy[types.NamespacedName{Namespace: h.Namespace, Name: t.Name}] = "HorizontalPodAutoscaler " + h.Name
 		}
 	}
 	addresses := map[types.NamespacedName]address{}
@@ -160,7 +171,7 @@ func (f *Fleets) look(ctx context.Context) ([]cluster.FleetState, error) {
 		if !ours || d.DeletionTimestamp != nil || gone[d.UID] {
 			continue
 		}
-		s := &cluster.FleetState{Key: key, Revision: d.Annotations[LabelRevision], Desired: 1}
+		s := &cluster.FleetState{Key: key, Revision: d.Annotations[LabelRevision], Desired: 1, ScaledBy: scaledBy[types.NamespacedName{Namespace: d.Namespace, Name: d.Name}]}
 		if d.Spec.Replicas != nil {
 			s.Desired = int(*d.Spec.Replicas)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-logr/logr"
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -31,7 +32,7 @@ import (
 )
 
 // FieldManager names Sluice among the writers of an object's fields.
-const FieldManager = "sluice"
+const FieldManager = v1alpha1.FieldManager
 
 // Labels of everything that Sluice makes in a cluster.
 const (
@@ -109,9 +110,10 @@ func New(config *rest.Config, o Options) (*Cluster, error) {
 	co := cache.Options{
 		Scheme: scheme,
 		ByObject: map[client.Object]cache.ByObject{
-			&appsv1.Deployment{}:         {Label: ours, Transform: trimDeployment},
-			&corev1.Pod{}:                {Label: ours, Transform: trimPod},
-			&discoveryv1.EndpointSlice{}: {Label: ours, Transform: trimSlice},
+			&appsv1.Deployment{}:                     {Label: ours, Transform: trimDeployment},
+			&corev1.Pod{}:                            {Label: ours, Transform: trimPod},
+			&discoveryv1.EndpointSlice{}:             {Label: ours, Transform: trimSlice},
+			&autoscalingv2.HorizontalPodAutoscaler{}: {Transform: trimAutoscaler},
 		},
 		// Everything is read again now and then only by who asks for it; watches resume by themselves.
 		SyncPeriod: durationOf(10 * time.Hour),

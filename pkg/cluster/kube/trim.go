@@ -2,6 +2,7 @@ package kube
 
 import (
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -34,6 +35,15 @@ func trimPod(v any) (any, error) {
 			Phase: p.Status.Phase, Conditions: p.Status.Conditions, PodIP: p.Status.PodIP,
 			ContainerStatuses: p.Status.ContainerStatuses, StartTime: p.Status.StartTime,
 		}
+	}
+	return v, nil
+}
+
+func trimAutoscaler(v any) (any, error) {
+	if h, ok := v.(*autoscalingv2.HorizontalPodAutoscaler); ok {
+		trimMeta(&h.ObjectMeta)
+		h.Spec = autoscalingv2.HorizontalPodAutoscalerSpec{ScaleTargetRef: h.Spec.ScaleTargetRef}
+		h.Status = autoscalingv2.HorizontalPodAutoscalerStatus{}
 	}
 	return v, nil
 }

@@ -51,10 +51,15 @@ func wireKubernetes(ctx context.Context, c config, o *webhook.Options, log *slog
 	if err != nil {
 		return err
 	}
+	tell, silence, err := k.Events()
+	if err != nil {
+		return err
+	}
 	r := control.NewReconciler(control.Options{
-		Store: o.Store, Fleets: fleets, Keys: keys, Journal: o.Journal, Logger: log, Routers: routers, ScoringURI: c.scoringURI,
+		Tell: tell, Store: o.Store, Fleets: fleets, Keys: keys, Journal: o.Journal, Logger: log, Routers: routers, ScoringURI: c.scoringURI,
 	})
 	o.Control = func(ctx context.Context) error {
+		defer silence()
 		return k.RunController(ctx, kube.ControllerOptions{
 			Reconciler: r, PollEvery: control.PollEvidence, Lease: leaseControl, Workers: controlWorkers,
 			MetricsAddress: c.admin, HealthAddress: c.health,

@@ -1,8 +1,11 @@
 package v1alpha1
 
 import (
+	"bytes"
 	"maps"
+	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/sluice-dev/sluice/rollout"
@@ -14,11 +17,34 @@ func (m *ModelEndpoint) Endpoint() *rollout.Endpoint {
 		APIVersion: rollout.APIVersion, Kind: rollout.Kind,
 		Metadata: rollout.Metadata{
 			Name: m.Name, Namespace: m.Namespace, UID: string(m.UID), ResourceVersion: m.ResourceVersion,
-			Generation: m.Generation, CreationTimestamp: m.CreationTimestamp.UTC(),
+			Generation: m.Generation, CreationTimestamp: m.CreationTimestamp.UTC(), Editor: m.editor(),
 		},
 		Spec: m.Spec, Status: m.Status,
 	}
 	return e.Clone()
+}
+
+// FieldManager names Sluice among the writers of an object's fields.
+const FieldManager = "sluice"
+
+// editor is the field manager beside Sluice that wrote shift fields last, or "".
+func (m *ModelEndpoint) editor() string {
+	name, at := "", time.Time{}
+	for i := range m.ManagedFields {
+		f := &m.ManagedFields[i]
+		if f.Manager == FieldManager || f.Subresource != "" || f.FieldsV1 == nil || f.Time != nil && f.Time.Before(&metav1.Time{Time: at}) {
+			continue
+		}
+		for _, field := range []string{`"f:trafficPercentile"`, `"f:type"`, `"f:isDefault"`, `"f:strategy"`, `"f:hold"`, `"f:lock"`} {
+			if bytes.Contains(f.FieldsV1.Raw, []byte(field)) {
+				if name = f.Manager; f.Time != nil {
+					at = f.Time.Time
+				}
+				break
+			}
+		}
+	}
+	return name
 }
 
 // DeepCopy of m.
