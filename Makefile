@@ -21,6 +21,10 @@ test: ## everything that CI runs
 build: ## all programs into bin/
 	@mkdir -p bin && CGO_ENABLED=0 go build -o bin/ ./cmd/...
 
+.PHONY: images
+images: ## Sluice's own images into bin/images, an OCI image layout; IMAGES="--push REGISTRY --tag TAG" pushes them instead
+	go run ./build/images $(IMAGES)
+
 unit:
 	go vet ./...
 	go test -race -timeout 15m $(UNITS)

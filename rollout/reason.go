@@ -39,6 +39,13 @@ const (
 	ReasonTooManyModels   Reason = "too_many_models"
 	ReasonInternal        Reason = "internal"
 
+	// Why an image could not be made or stored.
+	ReasonRegistryUnreachable Reason = "registry_unreachable"
+	ReasonRegistryDenied      Reason = "registry_denied"
+	ReasonRegistryRefused     Reason = "registry_refused"
+	ReasonBaseImageMissing    Reason = "base_image_missing"
+	ReasonWrongPlatform       Reason = "wrong_platform"
+
 	// Why the strategy moved or waits.
 	ReasonStepComplete  Reason = "step_complete"
 	ReasonStepStarted   Reason = "step_started"

@@ -3,8 +3,10 @@ package rollout
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -14,11 +16,28 @@ var (
 	envPattern   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 )
 
+// Kubernetes' own rules for what a version hands to it, so that a slip is refused where
+// it is written and not when a replica is to start.
+var (
+	// quantityPattern is a resource.Quantity that is not negative; the exponent is kept short, since
+	// Kubernetes caps what is larger without a word.
+	quantityPattern = regexp.MustCompile(`^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]{1,2})?$`)
+	// secretPattern is a DNS subdomain (RFC 1123), secretKeyPattern a key of a Secret.
+	secretPattern    = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+	secretKeyPattern = regexp.MustCompile(`^[-._a-zA-Z0-9]+$`)
+	// devicePattern is an extended resource: a domain, a slash and a name.
+	devicePattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$`)
+)
+
 // Upper bounds: beyond them a number is a slip of the finger.
 const (
 	maxReplicas = 1000
 	maxSlots    = 512
 	maxMillis   = 24 * 60 * 60 * 1000
+	maxDevices  = 1_000_000
+	// maxQuantityLen and maxObjectName are how long a quantity, and a Secret's name or key, may be.
+	maxQuantityLen = 64
+	maxObjectName  = 253
 )
 
 // ValidateName checks an endpoint's or version's name; what is "endpoint" or "version".
@@ -159,10 +178,7 @@ func ValidateSettings(field string, s Settings) []*Error {
 		}
 	}
 	if s.Resources != nil {
-		errs = append(errs, notYet(field+".resources", "limiting the resources of replicas on one machine", "leave it out; replicas share the machine"))
-	}
-	if s.Template != nil {
-		errs = append(errs, notYet(field+".template", "patching pods", "leave it out"))
+		errs = append(errs, validateResources(field+".resources", *s.Resources)...)
 	}
 	if s.DataCollection != nil && s.DataCollection.Enabled {
 		errs = append(errs, notYet(field+".dataCollection", "collecting model data", "leave it out"))
@@ -227,8 +243,47 @@ func ValidateSettings(field string, s Settings) []*Error {
 		if !envPattern.MatchString(name) {
 			add(ReasonInvalid, f, "use letters, digits and underscores, not beginning with a digit", "%q is not the name of a variable", name)
 		}
-		if v.Secret != "" {
-			errs = append(errs, notYet(field+"."+f, "reading a variable from a secret", "give its value"))
+		switch {
+		case v.Secret == "" && v.Key == "":
+		case len(v.Secret) > maxObjectName || !secretPattern.MatchString(v.Secret):
+			add(ReasonInvalid, f+".secret", "use lower-case letters, digits, hyphens and dots, as Kubernetes does", "%q is not the name of a secret", v.Secret)
+		case len(v.Key) > maxObjectName || !secretKeyPattern.MatchString(v.Key) || v.Key == "." || strings.HasPrefix(v.Key, ".."):
+			add(ReasonInvalid, f+".key", "use letters, digits, hyphens, underscores and dots, as Kubernetes does", "%q is not a key of a secret", v.Key)
+		case v.Value != "":
+			add(ReasonInvalid, f, "keep one of them", "a variable has a value or comes from a secret, not both")
+		}
+	}
+	return errs
+}
+
+// validateResources checks how quantities and devices are written; whether a cluster has them is
+// for the cluster to say.
+func validateResources(field string, r Resources) []*Error {
+	var errs []*Error
+	add := func(f, hint, format string, args ...any) {
+		errs = append(errs, refuse(ReasonInvalid, field+"."+f, hint, format, args...))
+	}
+	for _, q := range []struct{ field, value string }{
+		{"cpu", r.CPU}, {"memory", r.Memory}, {"cpuLimit", r.CPULimit}, {"memoryLimit", r.MemoryLimit},
+	} {
+		if q.value != "" && (len(q.value) > maxQuantityLen || !quantityPattern.MatchString(q.value)) {
+			add(q.field, `write it as Kubernetes does: "500m" or "2" for cpu, "512Mi" or "4Gi" for memory`, "%q is not a quantity", q.value)
+		}
+	}
+	const device = "write it as Kubernetes does, with its domain, such as nvidia.com/gpu"
+	if r.GPU < 0 || r.GPU > maxDevices {
+		add("gpu", "use a number of devices, or leave it out", "%d is not a number of devices", r.GPU)
+	}
+	if r.GPUResource != "" && !devicePattern.MatchString(r.GPUResource) {
+		add("gpuResource", device, "%q is not the name of a resource", r.GPUResource)
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Extended)) {
+		f := fmt.Sprintf("extended[%s]", name)
+		if !devicePattern.MatchString(name) {
+			add(f, device, "%q is not the name of a resource", name)
+		}
+		if n := r.Extended[name]; n < 0 || n > maxDevices {
+			add(f, "use a number of devices, or leave it out", "%d is not a number of devices", n)
 		}
 	}
 	return errs

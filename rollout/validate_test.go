@@ -81,6 +81,49 @@ func TestInvariants(t *testing.T) {
 	}
 }
 
+// TestWhatClustersUnderstand: settings that only a cluster carries out are checked for their form here.
+func TestWhatClustersUnderstand(t *testing.T) {
+	resources := func(r rollout.Resources) rollout.Settings { return rollout.Settings{Resources: &r} }
+	secret := func(name, key string) rollout.Settings {
+		return rollout.Settings{EnvironmentVariables: map[string]rollout.EnvValue{"TOKEN": {Secret: name, Key: key}}}
+	}
+	for _, good := range []rollout.Settings{
+		resources(rollout.Resources{}),
+		resources(rollout.Resources{CPU: "500m", Memory: "1Gi", CPULimit: "2", MemoryLimit: "1.5e9", GPU: 1, GPUResource: "nvidia.com/gpu", Extended: map[string]int64{"vendor.example/fpga": 2}}),
+		resources(rollout.Resources{CPU: ".5", Memory: "128974848", CPULimit: "+1.", MemoryLimit: "1E3"}),
+		secret("credentials", "token"), secret("a.b-c", ".dockerconfigjson"), secret("0", "A_b-1.pem"),
+		{Template: map[string]any{"spec": map[string]any{"nodeSelector": map[string]any{"pool": "gpu"}}}},
+	} {
+		if errs := rollout.ValidateSettings("version", good); len(errs) > 0 {
+			t.Errorf("%+v is refused: %v", good, errs)
+		}
+	}
+	long := strings.Repeat("a", 254)
+	for field, bad := range map[string][]rollout.Settings{
+		"version.resources.cpu": {
+			resources(rollout.Resources{CPU: "one"}), resources(rollout.Resources{CPU: "-1"}), resources(rollout.Resources{CPU: "1 "}), resources(rollout.Resources{CPU: "500M i"}),
+			resources(rollout.Resources{CPU: "."}), resources(rollout.Resources{CPU: "1e1000000"}), resources(rollout.Resources{CPU: strings.Repeat("1", 65)}),
+		},
+		"version.resources.memory":                   {resources(rollout.Resources{Memory: "1GB"}), resources(rollout.Resources{Memory: "1gi"}), resources(rollout.Resources{Memory: "1Ki i"})},
+		"version.resources.cpuLimit":                 {resources(rollout.Resources{CPULimit: "1mm"})},
+		"version.resources.memoryLimit":              {resources(rollout.Resources{MemoryLimit: "0x10"})},
+		"version.resources.gpu":                      {resources(rollout.Resources{GPU: -1})},
+		"version.resources.gpuResource":              {resources(rollout.Resources{GPU: 1, GPUResource: "gpu"}), resources(rollout.Resources{GPUResource: "nvidia.com/"})},
+		"version.resources.extended[fpga]":           {resources(rollout.Resources{Extended: map[string]int64{"fpga": 1}})},
+		"version.resources.extended[a.b/c]":          {resources(rollout.Resources{Extended: map[string]int64{"a.b/c": -1}})},
+		"version.environmentVariables[TOKEN].secret": {secret("Bad", "k"), secret("", "k"), secret("a_b", "k"), secret("a..b", "k"), secret(long, "k")},
+		"version.environmentVariables[TOKEN].key":    {secret("s", ""), secret("s", "a b"), secret("s", ".."), secret("s", "..data"), secret("s", "a/b"), secret("s", long)},
+		"version.environmentVariables[TOKEN]":        {{EnvironmentVariables: map[string]rollout.EnvValue{"TOKEN": {Value: "v", Secret: "s", Key: "k"}}}},
+	} {
+		for _, s := range bad {
+			errs := rollout.ValidateSettings("version", s)
+			if len(errs) != 1 || errs[0].Field != field || errs[0].Reason != rollout.ReasonInvalid || errs[0].Hint == "" {
+				t.Errorf("%s: %v, want one refusal of it", field, errs)
+			}
+		}
+	}
+}
+
 func TestPercent(t *testing.T) {
 	for in, want := range map[string]rollout.Percent{"0": 0, "100": rollout.Full, "12.5": 12500, "0.001": 1, "1e1": 10000, "33.333": 33333, "10.0": 10000, " 7% ": 7000} {
 		if got, err := rollout.ParsePercent(in); err != nil || got != want {

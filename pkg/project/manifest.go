@@ -57,9 +57,11 @@ type Model struct {
 	SHA256 string `json:"sha256,omitempty"`
 }
 
-// Environment is what the project needs around its code. Only Variables are
-// supported yet.
+// Environment is what the project needs around its code. Only BaseImage and Variables
+// are supported yet.
 type Environment struct {
+	// BaseImage is the image that versions are built on, by tag or digest. One machine has
+	// none and refuses it.
 	BaseImage    string   `json:"baseImage,omitempty"`
 	DockerSteps  []string `json:"dockerSteps,omitempty"`
 	Dockerfile   string   `json:"dockerfile,omitempty"`
@@ -167,9 +169,14 @@ func Parse(file string, data []byte) (*Manifest, error) {
 	return m, nil
 }
 
+// Check is a rule beyond the manifest's own, such as one of the target that its versions
+// are for. It gets a manifest that may break other rules, and returns a refusal for each
+// mistake, its Field as the manifest has it.
+type Check func(*Manifest) []*rollout.Error
+
 // Load reads the manifest of the project in dir and checks it against the files
-// that it names. Errors are those of Parse.
-func Load(dir string) (*Manifest, error) {
+// that it names and the further checks. Errors are those of Parse.
+func Load(dir string, checks ...Check) (*Manifest, error) {
 	t, err := openTree(dir)
 	if err != nil {
 		return nil, err
@@ -187,6 +194,9 @@ func Load(dir string) (*Manifest, error) {
 		more, err := m.checkFiles(t)
 		if err != nil {
 			return nil, err
+		}
+		for _, check := range checks {
+			more = append(more, check(m)...)
 		}
 		for _, e := range more {
 			d.report(e)

@@ -259,17 +259,13 @@ func TestParseListsAtMostTwenty(t *testing.T) {
 // TestParseNotSupportedYet has one manifest per field whose behaviour comes later.
 func TestParseNotSupportedYet(t *testing.T) {
 	cases := map[string]string{
-		"models[0].uri":                       "models: [{name: a, version: \"1\", uri: 'https://x.example/m'}]",
-		"models[0].sha256":                    "models: [{name: a, version: \"1\", path: m, sha256: abc}]",
-		"environment.baseImage":               "environment: {baseImage: 'python:3.12-slim'}",
-		"environment.dockerSteps":             "environment: {dockerSteps: [RUN true]}",
-		"environment.dockerfile":              "environment: {dockerfile: Dockerfile}",
-		"environment.conda":                   "environment: {conda: conda.yml}",
-		"environment.requirements":            "environment: {requirements: requirements.txt}",
-		"version.resources":                   "version: {resources: {cpu: \"1\", memory: 1Gi, gpu: 1, extended: {vendor.example/fpga: 2}}}",
-		"version.template":                    "version: {template: {spec: {nodeSelector: {a: b}, n: 1, list: [1, 2.5, true, null]}}}",
-		"version.dataCollection":              "version: {dataCollection: {enabled: true}}",
-		"version.environmentVariables[TOKEN]": "version: {environmentVariables: {TOKEN: {secret: s, key: k}}}",
+		"models[0].uri":            "models: [{name: a, version: \"1\", uri: 'https://x.example/m'}]",
+		"models[0].sha256":         "models: [{name: a, version: \"1\", path: m, sha256: abc}]",
+		"environment.dockerSteps":  "environment: {dockerSteps: [RUN true]}",
+		"environment.dockerfile":   "environment: {dockerfile: Dockerfile}",
+		"environment.conda":        "environment: {conda: conda.yml}",
+		"environment.requirements": "environment: {requirements: requirements.txt}",
+		"version.dataCollection":   "version: {dataCollection: {enabled: true}}",
 	}
 	for field, yaml := range cases {
 		t.Run(field, func(t *testing.T) {
@@ -288,6 +284,36 @@ func TestParseNotSupportedYet(t *testing.T) {
 		if field := strings.ReplaceAll(u.path, "%d", "0"); cases[field] == "" {
 			t.Errorf("%s is not tested", field)
 		}
+	}
+}
+
+// TestLoadForAnotherTarget: what only some targets carry out is part of a manifest, and a target's
+// own check refuses it with its place.
+func TestLoadForAnotherTarget(t *testing.T) {
+	const yaml = `environment: {baseImage: 'python:3.12-slim'}
+version:
+  resources: {cpu: "1", memory: 1Gi, gpu: 1, extended: {vendor.example/fpga: 2}}
+  template: {spec: {nodeSelector: {a: b}, n: 1, list: [1, 2.5, true, null]}}
+  environmentVariables: {TOKEN: {secret: s, key: k}}
+`
+	dir := t.TempDir()
+	for name, text := range map[string]string{ManifestName: head + script + yaml, "score.py": "pass\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Environment.BaseImage != "python:3.12-slim" || m.Version.Resources.Extended["vendor.example/fpga"] != 2 || m.Version.EnvironmentVariables["TOKEN"].Secret != "s" || m.Version.Template["spec"] == nil {
+		t.Errorf("read %+v", m)
+	}
+	_, err = Load(dir, func(m *Manifest) []*rollout.Error {
+		return []*rollout.Error{refuse(rollout.ReasonNotSupportedYet, "version.resources", "h", "no %s here", m.Version.Resources.CPU)}
+	})
+	if errs := Errors(err); len(errs) != 1 || errs[0].File != ManifestName || errs[0].Line != 7 || errs[0].Refusal.Message != "no 1 here" {
+		t.Errorf("%v, want one refusal at line 7", err)
 	}
 }
 

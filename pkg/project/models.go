@@ -73,3 +73,28 @@ func (l *Listing) walkLayout(ctx context.Context, t *tree, fn func(*item) error)
 	}
 	return nil
 }
+
+// ModelOf returns a function that gives the index, in the manifest's models, of the model that a
+// path of the archive belongs to: one of its files, or a link of its layout. It is -1 for all
+// else. A file of several models belongs to the one whose path is nearest above it.
+func (l *Listing) ModelOf() func(path string) int {
+	at := map[string]int{}
+	for _, m := range l.models {
+		for _, p := range []string{m.place, layoutPath(m.model)} {
+			if _, taken := at[p]; !taken {
+				at[p] = m.index
+			}
+		}
+	}
+	return func(p string) int {
+		if len(at) == 0 {
+			return -1
+		}
+		for ; p != "." && p != "/"; p = path.Dir(p) {
+			if i, is := at[p]; is {
+				return i
+			}
+		}
+		return -1
+	}
+}

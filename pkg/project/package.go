@@ -23,9 +23,10 @@ type Result struct {
 
 // Package reads the manifest of the project in dir, plans what ships, writes its
 // archive to out and names the version that it makes. A file that out is does not
-// ship, so that an archive may be written into its own project.
-func Package(ctx context.Context, dir string, out io.Writer) (Result, error) {
-	m, err := Load(dir)
+// ship, so that an archive may be written into its own project. The checks are those
+// of Load: a project that breaks one is not packaged.
+func Package(ctx context.Context, dir string, out io.Writer, checks ...Check) (Result, error) {
+	m, err := Load(dir, checks...)
 	if err != nil {
 		return Result{}, err
 	}

@@ -9,7 +9,8 @@ import (
 // unsupported lists the manifest's fields whose behaviour is not built yet. They are
 // known, so that they are refused by name instead of called unknown, and refused, so
 // that nobody believes they do something. Those of version and strategy are
-// rollout's, whose validation refuses them for every writer alike.
+// rollout's, whose validation refuses them for every writer alike; what only some targets
+// cannot do is refused by the Check of those.
 //
 // A path ends in the field; [] stands for each element of a list.
 var unsupported = []struct {
@@ -23,10 +24,6 @@ var unsupported = []struct {
 	{
 		"models[%d].sha256", "models from elsewhere", "remove it; the archive's digest covers models in the project",
 		eachModel(func(m Model) bool { return m.SHA256 != "" }),
-	},
-	{
-		"environment.baseImage", "images of an environment", "remove it, or wait for the release that builds images; on one machine its own python3 runs the script",
-		once(func(m *Manifest) bool { return m.Environment.BaseImage != "" }),
 	},
 	{
 		"environment.dockerSteps", "images of an environment", "remove them, or wait for the release that builds images; on one machine install what the script needs there",

@@ -17,9 +17,9 @@ import (
 	"time"
 )
 
-// envPrefix begins the variables that set flags: SLUICE_RUNNER_SCORE_PATH sets
+// EnvPrefix begins the variables that set flags: SLUICE_RUNNER_SCORE_PATH sets
 // -score-path. They are not passed on to what the runner starts.
-const envPrefix = "SLUICE_RUNNER_"
+const EnvPrefix = "SLUICE_RUNNER_"
 
 // Also read where the flag and its own variable are absent: Azure ML's names.
 var knownAs = map[string]string{
@@ -125,7 +125,7 @@ func parse(args, env []string, stderr io.Writer) (Options, slog.Level, error) {
 	f.Visit(func(fl *flag.Flag) { given[fl.Name] = true })
 	var failed error
 	f.VisitAll(func(fl *flag.Flag) {
-		name := envPrefix + strings.ToUpper(strings.ReplaceAll(fl.Name, "-", "_"))
+		name := EnvPrefix + strings.ToUpper(strings.ReplaceAll(fl.Name, "-", "_"))
 		value, ok := vars[name]
 		if !ok && knownAs[fl.Name] != "" {
 			name = knownAs[fl.Name]
@@ -145,9 +145,9 @@ func parse(args, env []string, stderr io.Writer) (Options, slog.Level, error) {
 	// An image may name an entry script by Azure ML's variable and still be started with
 	// a command: the flag wins.
 	rest := f.Args()
-	if value, ok := vars[envPrefix+"ARGS"]; ok && len(rest) == 0 {
+	if value, ok := vars[EnvPrefix+"ARGS"]; ok && len(rest) == 0 {
 		if err := json.Unmarshal([]byte(value), &rest); err != nil {
-			return o, level, fmt.Errorf("%sARGS must be a JSON list of strings: %w", envPrefix, err)
+			return o, level, fmt.Errorf("%sARGS must be a JSON list of strings: %w", EnvPrefix, err)
 		}
 	}
 	if s.command {

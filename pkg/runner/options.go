@@ -277,7 +277,7 @@ func (o *Options) childEnv(set ...string) []string {
 	}
 	env := slices.DeleteFunc(slices.Clone(o.Env), func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
-		return strings.HasPrefix(name, envPrefix) || slices.ContainsFunc(set, func(s string) bool {
+		return strings.HasPrefix(name, EnvPrefix) || slices.ContainsFunc(set, func(s string) bool {
 			return strings.HasPrefix(s, name+"=")
 		})
 	})

@@ -183,7 +183,7 @@ func decodeEndpoint(path string, key rollout.Key, data []byte, modified time.Tim
 	}
 	c, _, checked := splitCheck(data)
 	var errs []error
-	if err := cluster.ValidateEndpoint(e); err != nil {
+	if err := errors.Join(cluster.ValidateEndpoint(e), validateSpec(&e.Spec)); err != nil {
 		for _, rule := range rollout.AsErrors(err) {
 			errs = append(errs, fail(lineOf(&doc, rule.Field), rule))
 		}

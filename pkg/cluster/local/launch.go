@@ -3,6 +3,7 @@ package local
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,83 +43,40 @@ func (p ProjectLauncher) Prepare(ctx context.Context, spec cluster.FleetSpec) (L
 	if err != nil {
 		return Launch{}, err
 	}
-	m, err := project.Load(dir)
+	m, err := project.Load(dir, CheckProject)
 	if err != nil {
 		return Launch{}, fmt.Errorf("read manifest of %s: %w", spec.Image, err)
+	}
+	if err := joined(unsupported("version", spec.Settings)); err != nil {
+		return Launch{}, err
 	}
 	models, err := m.ModelDir(dir)
 	if err != nil {
 		return Launch{}, fmt.Errorf("find models of %s: %w", spec.Image, err)
 	}
-	args, err := runnerArgs(dir, models, m.Scoring, spec.Settings)
+	run, err := m.Scoring.RunnerCommand(spec.Settings.Server)
 	if err != nil {
 		return Launch{}, err
 	}
-	env, err := variables(m.Environment.Variables, spec.Settings.EnvironmentVariables)
-	if err != nil {
-		return Launch{}, err
-	}
-	return Launch{Dir: dir, Args: args, Env: env}, nil
-}
-
-// runnerArgs are the flags of pkg/runner, then the arguments of script or server.
-func runnerArgs(dir, models string, scoring project.Scoring, s rollout.Settings) ([]string, error) {
 	args := []string{
 		"--project-dir=" + dir,
-		"--max-concurrent-requests=" + strconv.Itoa(s.Slots()),
-		"--scoring-timeout=" + s.ScoringTimeout().String(),
+		"--max-concurrent-requests=" + strconv.Itoa(spec.Settings.Slots()),
+		"--scoring-timeout=" + spec.Settings.ScoringTimeout().String(),
 	}
-	add := func(flag, value string) {
-		if value != "" {
-			args = append(args, "--"+flag+"="+value)
-		}
+	if models != "" {
+		args = append(args, "--model-dir="+models)
 	}
-	add("model-dir", models)
-	add("source-directory", scoring.SourceDirectory)
-	server := s.Server
-	if server == nil {
-		server = &rollout.Server{}
-		if own := scoring.Server; own != nil {
-			server.Port, server.ScorePath, server.HealthPath = own.Port, own.ScorePath, own.HealthPath
-		}
-	}
-	if server.Port != 0 {
-		add("server-port", strconv.Itoa(server.Port))
-	}
-	add("score-path", server.ScorePath)
-	add("health-path", server.HealthPath)
-
-	command := server.Command
-	if len(command) == 0 {
-		command = scoring.Command
-	}
-	if len(command) > 0 {
-		return append(append(args, "--command", "--"), command...), nil
-	}
-	if scoring.EntryScript == "" {
-		return nil, &rollout.Error{
-			Reason: rollout.ReasonInvalid, Field: "scoring", Message: "the project names neither an entry script nor a command",
-			Hint: "set scoring.entryScript in " + project.ManifestName,
-		}
-	}
-	add("entry-script", scoring.EntryScript)
-	add("mode", string(scoring.EffectiveMode()))
-	return append(append(args, "--"), scoring.Arguments...), nil
+	return Launch{
+		Dir: dir, Args: append(args, run.Args()...),
+		Env: variables(m.Environment.Variables, spec.Settings.EnvironmentVariables),
+	}, nil
 }
 
 // variables of the project, and those of the version over them.
-func variables(ofProject map[string]string, ofVersion map[string]rollout.EnvValue) ([]string, error) {
+func variables(ofProject map[string]string, ofVersion map[string]rollout.EnvValue) []string {
 	all := map[string]string{}
-	for name, v := range ofProject {
-		all[name] = v
-	}
+	maps.Copy(all, ofProject)
 	for name, v := range ofVersion {
-		if v.Secret != "" {
-			return nil, &rollout.Error{
-				Reason: rollout.ReasonNotSupportedYet, Field: "environmentVariables[" + name + "]",
-				Message: "reading a variable from a secret is not built yet", Hint: "give its value",
-			}
-		}
 		all[name] = v.Value
 	}
 	out := make([]string, 0, len(all))
@@ -126,7 +84,7 @@ func variables(ofProject map[string]string, ofVersion map[string]rollout.EnvValu
 		out = append(out, name+"="+v)
 	}
 	slices.Sort(out)
-	return out, nil
+	return out
 }
 
 // inheritedNames and inheritedPrefixes are all that replicas get of the host's own

@@ -364,7 +364,7 @@ func (s *Store) keys() ([]rollout.Key, error) {
 
 // Create implements cluster.Writer.
 func (s *Store) Create(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpoint, error) {
-	if err := cluster.ValidateEndpoint(e); err != nil {
+	if err := errors.Join(cluster.ValidateEndpoint(e), validateSpec(&e.Spec)); err != nil {
 		return nil, fmt.Errorf("create endpoint %s: %w", e.Key(), err)
 	}
 	key := e.Key()
@@ -406,7 +406,7 @@ func (s *Store) Create(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpo
 // Update implements cluster.Writer.
 func (s *Store) Update(ctx context.Context, e *rollout.Endpoint) (*rollout.Endpoint, error) {
 	return s.change(ctx, "update", e, s.write, func(l looked, next *rollout.Endpoint) (bool, error) {
-		if err := e.Spec.Validate(); err != nil {
+		if err := errors.Join(e.Spec.Validate(), validateSpec(&e.Spec)); err != nil {
 			return false, err
 		}
 		if err := rollout.ValidateUpdate(&next.Spec, &e.Spec); err != nil {

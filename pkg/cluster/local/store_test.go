@@ -551,6 +551,9 @@ func TestMistakesNameTheirLine(t *testing.T) {
 		"a key twice":      {"    name: v2", "    name: v2\n    name: v3", "name: v3", "already"},
 		"an image":         {"image: registry.example/model@sha256:" + strings.Repeat("b", 64), "image: model:latest", "image: model:latest", "by digest"},
 		"another image":    {strings.Repeat("b", 64), strings.Repeat("e", 64), "  - createdAt", "version_exists"},
+		"resources":        {"    name: v2", "    name: v2\n    resources: {cpu: \"1\"}", "resources:", "not_supported_yet"},
+		"a pod's template": {"    name: v2", "    name: v2\n    template: {spec: {}}", "template:", "not_supported_yet"},
+		"a secret":         {"    name: v2", "    name: v2\n    environmentVariables: {TOKEN: {secret: s, key: k}}", "TOKEN", "not_supported_yet"},
 		"name of another":  {"name: fraud", "name: fraudster", "metadata:", "holds models/fraudster"},
 		"not an endpoint":  {"kind: ModelEndpoint", "kind: Service", "kind: Service", "kind"},
 	} {
@@ -593,6 +596,38 @@ func TestMistakesNameTheirLine(t *testing.T) {
 				t.Errorf("err = %v carries no *rollout.Error", err)
 			}
 		})
+	}
+}
+
+// TestWhatOneMachineDoesNot is neither created nor written.
+func TestWhatOneMachineDoesNot(t *testing.T) {
+	t.Parallel()
+	for field, set := range map[string]func(*rollout.Version){
+		"resources": func(v *rollout.Version) { v.Resources = &rollout.Resources{CPU: "1"} },
+		"template":  func(v *rollout.Version) { v.Template = map[string]any{"spec": map[string]any{}} },
+		"environmentVariables[TOKEN]": func(v *rollout.Version) {
+			v.EnvironmentVariables = map[string]rollout.EnvValue{"TOKEN": {Secret: "s", Key: "k"}}
+		},
+	} {
+		refused := func(err error, version string) {
+			t.Helper()
+			errs := rollout.AsErrors(err)
+			if len(errs) != 1 || errs[0].Reason != rollout.ReasonNotSupportedYet || errs[0].Field != "spec.versions["+version+"]."+field || errs[0].Hint == "" {
+				t.Errorf("%s: %v, want one refusal", field, err)
+			}
+		}
+		_, _, s, e := file(t)
+		set(&e.Spec.Versions[1])
+		_, err := s.Update(t.Context(), e)
+		refused(err, "v2")
+		now, err := s.Get(t.Context(), fraud)
+		if err != nil || now.Metadata.ResourceVersion != e.Metadata.ResourceVersion {
+			t.Errorf("%s: something was written: %v", field, err)
+		}
+		other := clustertest.Endpoint("models", "other")
+		set(&other.Spec.Versions[0])
+		_, err = s.Create(t.Context(), other)
+		refused(err, other.Spec.Versions[0].Name)
 	}
 }
 

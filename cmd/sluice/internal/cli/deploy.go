@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sluice-dev/sluice/pkg/cluster/local"
 	"github.com/sluice-dev/sluice/pkg/deploy"
 	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
@@ -33,41 +34,17 @@ func (s shipper) Ship(ctx context.Context, dir string) (deploy.Shipment, error) 
 	var res project.Result
 	digest, known, err := s.archives.Write(ctx, func(w io.Writer) error {
 		var err error
-		res, err = project.Package(ctx, dir, w)
+		res, err = project.Package(ctx, dir, w, local.CheckProject)
 		return err
 	})
 	if err != nil {
 		return deploy.Shipment{}, err
 	}
-	src := res.Source
-	if s.source.PullRequest != 0 {
-		src.PullRequest = s.source.PullRequest
-	}
-	if s.source.Commit != "" {
-		src.Commit = s.source.Commit
-	}
-	name, err := project.VersionName(src, digest)
+	out, err := deploy.NewShipment(dir, res, s.source)
 	if err != nil {
 		return deploy.Shipment{}, err
 	}
-	out := deploy.Shipment{
-		Endpoint: res.Manifest.Endpoint, Image: "local/" + res.Manifest.Endpoint + "@" + digest, Settings: res.Manifest.Settings(), Strategy: res.Manifest.Strategy,
-		Files: res.Files, Bytes: res.Size, Known: known, Name: name, Source: rollout.Source{PullRequest: src.PullRequest},
-	}
-	// A version named after its content is not from the commit that lies beneath it.
-	if src.PullRequest != 0 || !src.Dirty {
-		out.Source.Commit = src.Commit
-	}
-	if t := res.Manifest.Test; t != nil {
-		body, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(t.Request)))
-		if err != nil {
-			return deploy.Shipment{}, fmt.Errorf("read the smoke test's request: %w", err)
-		}
-		out.Test = &deploy.Test{Body: body, Status: t.Expect.Status, Contains: t.Expect.Contains}
-		if out.Test.Status == 0 {
-			out.Test.Status = 200
-		}
-	}
+	out.Image, out.Known = "local/"+out.Endpoint+"@"+digest, known
 	return out, nil
 }
 

@@ -304,13 +304,14 @@ func exitCode(err error) int {
 	switch refusals[0].Reason {
 	case rollout.ReasonUnknownEndpoint, rollout.ReasonUnknownVersion:
 		return exitNotFound
-	case rollout.ReasonDenied, rollout.ReasonUnauthorized, rollout.ReasonNotBound:
+	case rollout.ReasonDenied, rollout.ReasonUnauthorized, rollout.ReasonNotBound, rollout.ReasonRegistryDenied:
 		return exitDenied
 	case rollout.ReasonConflict:
 		return exitConflict
 	case rollout.ReasonReadyTimeout:
 		return exitNotReady
-	case rollout.ReasonInternal, rollout.ReasonInitFailed, rollout.ReasonCrashed, rollout.ReasonImageMissing, rollout.ReasonProbeFailed, rollout.ReasonSmokeFailed, rollout.ReasonInterrupted:
+	case rollout.ReasonInternal, rollout.ReasonInitFailed, rollout.ReasonCrashed, rollout.ReasonImageMissing, rollout.ReasonProbeFailed, rollout.ReasonSmokeFailed,
+		rollout.ReasonInterrupted, rollout.ReasonRegistryUnreachable:
 		return exitFailed
 	default:
 		return exitRefused

@@ -1,0 +1,65 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// The fields that refusals name.
+const (
+	fieldRegistry = "registry"
+	fieldBase     = "environment.baseImage"
+	fieldPlatform = "platform"
+	fieldRunner   = "runner"
+)
+
+func refuse(reason rollout.Reason, field, hint, format string, args ...any) *rollout.Error {
+	return &rollout.Error{Reason: reason, Field: field, Message: fmt.Sprintf(format, args...), Hint: hint}
+}
+
+// failure is what a registry's error means; doing is a verb and its object. missing is for
+// an answer that what was asked for is not there.
+func failure(err error, field, doing string, reg name.Registry, missing rollout.Reason) error {
+	var known *rollout.Error
+	if errors.As(err, &known) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	host := reg.RegistryStr()
+	const login = "log in with `docker login %s` (or the like: its credential store is read), and check that the account may do it"
+	var said *transport.Error
+	if errors.As(err, &said) {
+		switch said.StatusCode {
+		case http.StatusUnauthorized, http.StatusForbidden:
+			hint := fmt.Sprintf(login, host)
+			if field == fieldBase {
+				hint += "; some registries say this of images that are not there"
+			}
+			return refuse(rollout.ReasonRegistryDenied, field, hint, "%s: %s does not allow it: %v", doing, host, said)
+		case http.StatusNotFound:
+			hint := "check its name, and that the repository exists"
+			if missing == rollout.ReasonBaseImageMissing {
+				hint = "check its name and tag"
+			}
+			return refuse(missing, field, hint, "%s: %s does not have it: %v", doing, host, said)
+		case http.StatusTooManyRequests, http.StatusRequestTimeout:
+		default:
+			if said.StatusCode < 500 {
+				return refuse(rollout.ReasonRegistryRefused, field, "the registry's own message says what it wants", "%s: %s refuses it: %v", doing, host, said)
+			}
+		}
+		return refuse(rollout.ReasonRegistryUnreachable, field, "try again; if it stays so, ask who runs the registry", "%s: %s fails: %v", doing, host, said)
+	}
+	hint := "check the address, and that it can be reached from here"
+	if text := err.Error(); strings.Contains(text, "HTTP response to HTTPS client") || strings.Contains(text, "x509: ") || strings.Contains(text, "tls: ") {
+		hint = "check its certificate; a registry that speaks plain HTTP has to be named as insecure"
+	}
+	return refuse(rollout.ReasonRegistryUnreachable, field, hint, "%s: %s cannot be reached: %v", doing, host, err)
+}

@@ -1,0 +1,210 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// Client reads from and writes to registries. The zero value works.
+type Client struct {
+	// Insecure names registries, HOST[:PORT], that may be spoken to in plain HTTP. Those on loopback and
+	// private addresses may without being named.
+	Insecure []string
+	// Keychain has the credentials; nil is authn.DefaultKeychain, which reads Docker's and Podman's.
+	Keychain authn.Keychain
+	// Progress is told what happens, one line a step; nil is silent.
+	Progress func(format string, args ...any)
+}
+
+func (c Client) progress(format string, args ...any) {
+	if c.Progress != nil {
+		c.Progress(format, args...)
+	}
+}
+
+func (c Client) options(ctx context.Context) []remote.Option {
+	keys := c.Keychain
+	if keys == nil {
+		keys = authn.DefaultKeychain
+	}
+	return []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(keys), remote.WithUserAgent("sluice")}
+}
+
+// insecure are the name options for a reference.
+func (c Client) insecure(ref string) []name.Option {
+	host, _, _ := strings.Cut(ref, "/")
+	if slices.Contains(c.Insecure, host) {
+		return []name.Option{name.Insecure}
+	}
+	return nil
+}
+
+// Repository parses the name of a repository. The error is a *rollout.Error.
+func (c Client) Repository(repo string) (name.Repository, error) {
+	r, err := name.NewRepository(repo, c.insecure(repo)...)
+	if err != nil {
+		return name.Repository{}, refuse(rollout.ReasonInvalid, fieldRegistry, "write it as HOST[:PORT][/PATH], in lower case", "%q is not the name of a repository: %v", repo, err)
+	}
+	return r, nil
+}
+
+// Found is an image in a registry, for one platform.
+type Found struct {
+	Image v1.Image
+	// Name is the reference in full, Digest that of the platform's image.
+	Name   string
+	Digest v1.Hash
+}
+
+// Find reads an image's manifest and configuration for a platform. field names in refusals where
+// the reference was given: registry_unreachable, registry_denied, base_image_missing,
+// wrong_platform, or invalid for what is no reference.
+func (c Client) Find(ctx context.Context, field, ref string, platform v1.Platform) (Found, error) {
+	r, err := name.ParseReference(ref, c.insecure(ref)...)
+	if err != nil {
+		return Found{}, refuse(rollout.ReasonInvalid, field, "write it as [HOST[:PORT]/]NAME[:TAG], or with @sha256:… for a fixed one", "%q is not the name of an image: %v", ref, err)
+	}
+	doing := "read image " + ref
+	fail := func(err error) (Found, error) {
+		return Found{}, failure(err, field, doing, r.Context().Registry, rollout.ReasonBaseImageMissing)
+	}
+	d, err := remote.Get(r, c.options(ctx)...)
+	if err != nil {
+		return fail(err)
+	}
+	wrong := func(has string) (Found, error) {
+		return Found{}, refuse(rollout.ReasonWrongPlatform, field, "use an image for "+platform.String()+", or ask for a platform that it is for",
+			"%s is for %s, not for %s", ref, has, platform.String())
+	}
+	out := Found{Name: r.Name()}
+	switch {
+	case d.MediaType.IsIndex():
+		index, err := d.ImageIndex()
+		if err != nil {
+			return fail(err)
+		}
+		m, err := index.IndexManifest()
+		if err != nil {
+			return fail(err)
+		}
+		var has []string
+		i := slices.IndexFunc(m.Manifests, func(d v1.Descriptor) bool {
+			if !d.MediaType.IsImage() || d.Platform == nil {
+				return false
+			}
+			has = append(has, d.Platform.String())
+			return d.Platform.Satisfies(platform)
+		})
+		if i < 0 {
+			return wrong(strings.Join(has, ", "))
+		}
+		if out.Image, err = index.Image(m.Manifests[i].Digest); err != nil {
+			return fail(err)
+		}
+	case d.MediaType.IsImage():
+		if out.Image, err = d.Image(); err != nil {
+			return fail(err)
+		}
+	default:
+		return Found{}, refuse(rollout.ReasonInvalid, field, "name an image", "%s is a %s, not an image", ref, d.MediaType)
+	}
+	config, err := out.Image.ConfigFile()
+	if err != nil {
+		return fail(err)
+	}
+	if is := config.Platform(); config.OS != "" && config.Architecture != "" && !is.Satisfies(v1.Platform{OS: platform.OS, Architecture: platform.Architecture}) {
+		return wrong(is.String())
+	}
+	if out.Digest, err = out.Image.Digest(); err != nil {
+		return fail(err)
+	}
+	return out, nil
+}
+
+// Push writes an image to a repository, under its digest alone, and returns that. Layers that the
+// repository has are not sent, and nothing is if it has the image: known says so. Refusals are
+// registry_unreachable, registry_denied and registry_refused.
+func (c Client) Push(ctx context.Context, img v1.Image, repo name.Repository) (ref name.Digest, known bool, err error) {
+	doing := "push to " + repo.Name()
+	digest, err := img.Digest()
+	if err != nil {
+		return name.Digest{}, false, fmt.Errorf("%s: %w", doing, err)
+	}
+	ref = repo.Digest(digest.String())
+	if known, err = c.has(ctx, ref); err != nil {
+		return name.Digest{}, false, failure(err, fieldRegistry, doing, repo.Registry, rollout.ReasonRegistryRefused)
+	}
+	if known {
+		return ref, true, nil
+	}
+	updates := make(chan v1.Update, 16)
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		c.report(doing, updates)
+	}()
+	err = remote.Write(ref, img, append(c.options(ctx), remote.WithProgress(updates))...)
+	<-told // Write closes the channel
+	if err != nil {
+		return name.Digest{}, false, failure(err, fieldRegistry, doing, repo.Registry, rollout.ReasonRegistryRefused)
+	}
+	return ref, false, nil
+}
+
+// has says whether a repository has a manifest.
+func (c Client) has(ctx context.Context, ref name.Reference) (bool, error) {
+	_, err := remote.Head(ref, c.options(ctx)...)
+	if err == nil {
+		return true, nil
+	}
+	// Some registries answer with 401 or 403 what is not there yet; pushing tells.
+	var said *transport.Error
+	if errors.As(err, &said) && said.StatusCode < http.StatusInternalServerError && said.StatusCode != http.StatusTooManyRequests {
+		return false, nil
+	}
+	return false, err
+}
+
+// reportEvery is how often a long push says how far it is.
+const reportEvery = 2 * time.Second
+
+func (c Client) report(doing string, updates <-chan v1.Update) {
+	last := time.Now()
+	for u := range updates {
+		if u.Error == nil && u.Total > 0 && time.Since(last) >= reportEvery {
+			c.progress("%s: %d of %d MB", doing, u.Complete>>20, u.Total>>20)
+			last = time.Now()
+		}
+	}
+}
+
+// Size in bytes of what a registry holds for an image: manifest, configuration and layers.
+func Size(img v1.Image) (int64, error) {
+	m, err := img.Manifest()
+	if err != nil {
+		return 0, err
+	}
+	n, err := partial.Size(img)
+	if err != nil {
+		return 0, err
+	}
+	n += m.Config.Size
+	for _, l := range m.Layers {
+		n += l.Size
+	}
+	return n, nil
+}

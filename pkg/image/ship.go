@@ -1,0 +1,161 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/sluice-dev/sluice/pkg/deploy"
+	"github.com/sluice-dev/sluice/pkg/project"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// Shipper makes a project into an image in a registry. It is a deploy.Shipper for clusters.
+type Shipper struct {
+	Client
+	// Registry, HOST[:PORT][/PATH], under which each endpoint has a repository of its name.
+	Registry string
+	// PullRegistry, HOST[:PORT], replaces Registry's host in the image's name if nodes reach the
+	// registry by another address than this machine.
+	PullRegistry string
+	// Endpoint to name the repository after instead of the manifest's.
+	Endpoint string
+	// BaseImage for projects that name none.
+	BaseImage string
+	// RunnerFile is a static Linux program, RunnerImage Sluice's image with it; one of them is needed.
+	RunnerFile, RunnerImage string
+	// Platform, OS/ARCHITECTURE, of the image; default the runner's file's, else linux/amd64.
+	Platform string
+	// Source stands over what is found beside the project; SourceURL is the repository's address.
+	Source    project.Source
+	SourceURL string
+	// TempDir holds the archive while it is shipped, as large as the project and its models;
+	// default the system's.
+	TempDir string
+}
+
+var _ deploy.Shipper = Shipper{}
+
+// Ship implements deploy.Shipper. Refusals are those of project.Package, Client.Find and Client.Push.
+func (s Shipper) Ship(ctx context.Context, dir string) (deploy.Shipment, error) {
+	// What is wrong with the shipper shows before anything is read.
+	if _, err := s.repository("endpoint"); err != nil {
+		return deploy.Shipment{}, err
+	}
+	f, err := os.CreateTemp(s.TempDir, "sluice-*.tar")
+	if err != nil {
+		return deploy.Shipment{}, fmt.Errorf("package project: %w", err)
+	}
+	defer func() {
+		_ = f.Close()
+		_ = os.Remove(f.Name())
+	}()
+	pack, err := project.Package(ctx, dir, f)
+	if err != nil {
+		return deploy.Shipment{}, err
+	}
+	out, err := deploy.NewShipment(dir, pack, s.Source)
+	if err != nil {
+		return deploy.Shipment{}, err
+	}
+	if sv := out.Settings.Server; sv != nil && len(sv.Command) == 0 && sv.Port != 0 {
+		// A script in mode script. A version with a port and no command is an image that knows nothing
+		// of the runner; this one has it, and the port with it.
+		own := *sv
+		own.Port = 0
+		out.Settings.Server = &own
+	}
+	repo, err := s.repository(orElse(s.Endpoint, out.Endpoint))
+	if err != nil {
+		return deploy.Shipment{}, err
+	}
+	parts := Parts{Archive: f.Name(), Package: pack, Source: s.SourceURL, Revision: out.Source.Commit}
+	if err := s.underlay(ctx, &parts); err != nil {
+		return deploy.Shipment{}, err
+	}
+	img, err := Assemble(parts)
+	if err != nil {
+		return deploy.Shipment{}, err
+	}
+	if size, err := Size(img); err == nil {
+		s.progress("assembled for %s on %s: %d MB", parts.Platform.String(), parts.Base.Name, size>>20)
+	}
+	ref, known, err := s.Push(ctx, img, repo)
+	if err != nil {
+		return deploy.Shipment{}, err
+	}
+	out.Known = known
+	out.Image, err = s.pulled(ref)
+	return out, err
+}
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}
+
+func (s Shipper) repository(endpoint string) (name.Repository, error) {
+	if s.Registry == "" {
+		return name.Repository{}, refuse(rollout.ReasonInvalid, fieldRegistry, "name the registry that the cluster pulls from, such as registry.example/models", "images need a registry")
+	}
+	return s.Repository(strings.TrimSuffix(s.Registry, "/") + "/" + endpoint)
+}
+
+// underlay finds what lies under the project: the runner and the base image, for one platform.
+func (s Shipper) underlay(ctx context.Context, p *Parts) error {
+	p.Platform = v1.Platform{OS: "linux", Architecture: "amd64"}
+	if s.Platform != "" {
+		asked, err := v1.ParsePlatform(s.Platform)
+		if err != nil || asked.OS != "linux" || asked.Architecture == "" {
+			return refuse(rollout.ReasonInvalid, fieldPlatform, "write it as linux/amd64 or linux/arm64", "%q is not a platform for images", s.Platform)
+		}
+		p.Platform = *asked
+	}
+	var err error
+	switch {
+	case s.RunnerFile != "":
+		var is v1.Platform
+		if p.Runner, is, err = RunnerFileLayer(s.RunnerFile); err != nil {
+			return err
+		}
+		if s.Platform == "" {
+			p.Platform = is
+		}
+		if is.Architecture != p.Platform.Architecture {
+			return refuse(rollout.ReasonWrongPlatform, fieldRunner, "give the runner for "+p.Platform.String(), "the runner %s is for %s", s.RunnerFile, is.String())
+		}
+	case s.RunnerImage != "":
+		if p.Runner, err = s.RunnerImageLayer(ctx, s.RunnerImage, p.Platform); err != nil {
+			return err
+		}
+	default:
+		return refuse(rollout.ReasonInvalid, fieldRunner, "name its image or its file", "images need the runner")
+	}
+	ref := orElse(p.Package.Manifest.Environment.BaseImage, s.BaseImage)
+	if ref == "" {
+		return refuse(rollout.ReasonInvalid, fieldBase, "write one with what the script needs, such as python:3.12-slim", "the project names no base image, and there is no default")
+	}
+	if p.Base, err = s.Find(ctx, fieldBase, ref, p.Platform); err != nil {
+		return err
+	}
+	s.progress("base image %s is %s", ref, p.Base.Digest)
+	return nil
+}
+
+// pulled is the reference by which nodes pull the image.
+func (s Shipper) pulled(ref name.Digest) (string, error) {
+	if s.PullRegistry == "" {
+		return ref.Name(), nil
+	}
+	out := strings.TrimSuffix(s.PullRegistry, "/") + "/" + ref.Context().RepositoryStr() + "@" + ref.DigestStr()
+	if _, err := name.NewDigest(out); err != nil || strings.Contains(strings.TrimSuffix(s.PullRegistry, "/"), "/") {
+		return "", refuse(rollout.ReasonInvalid, "pullRegistry", "write it as HOST[:PORT]", "%q is not the address of a registry", s.PullRegistry)
+	}
+	return out, nil
+}
