@@ -18,14 +18,22 @@ const maxNamespaceLen = 63
 // ValidateKey checks the names of an endpoint and its namespace. Names that pass
 // are safe as path elements on every file system. The error is a *rollout.Error.
 func ValidateKey(key rollout.Key) error {
-	if len(key.Namespace) > maxNamespaceLen || !namespacePattern.MatchString(key.Namespace) {
+	if err := ValidateNamespace("metadata.namespace", key.Namespace); err != nil {
+		return err
+	}
+	return rollout.ValidateName("metadata.name", "an endpoint", key.Name)
+}
+
+// ValidateNamespace checks the name of a namespace; field is where it was given.
+func ValidateNamespace(field, namespace string) error {
+	if len(namespace) > maxNamespaceLen || !namespacePattern.MatchString(namespace) {
 		return &rollout.Error{
-			Reason: rollout.ReasonInvalid, Field: "metadata.namespace",
-			Message: "\"" + key.Namespace + "\" is not a name for a namespace",
+			Reason: rollout.ReasonInvalid, Field: field,
+			Message: "\"" + namespace + "\" is not a name for a namespace",
 			Hint:    "use 1 to 63 lower-case letters, digits and hyphens, beginning and ending with a letter or digit",
 		}
 	}
-	return rollout.ValidateName("metadata.name", "an endpoint", key.Name)
+	return nil
 }
 
 // ValidateFleetKey checks the names in a fleet's key as ValidateKey does.

@@ -24,7 +24,7 @@ type change struct {
 }
 
 func (a *app) change(ctx context.Context, ch change) error {
-	sys, err := a.open()
+	sys, err := a.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -71,7 +71,7 @@ func (a *app) withRoom(ctx context.Context, ch change, s share, percent rollout.
 	if err := notNegative("--timeout", s.timeout); err != nil {
 		return err
 	}
-	sys, err := a.open()
+	sys, err := a.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -240,7 +240,7 @@ func (a *app) updateCmd() *cobra.Command {
 				}
 				op.Type = &r
 			}
-			sys, err := a.open()
+			sys, err := a.open(c.Context())
 			if err != nil {
 				return err
 			}
@@ -345,7 +345,7 @@ func (a *app) deleteCmd() *cobra.Command {
 			if newDefault != "" {
 				return misuse("--new-default", "name the version to delete, or leave it out", "--new-default goes with a VERSION")
 			}
-			sys, err := a.open()
+			sys, err := a.open(c.Context())
 			if err != nil {
 				return err
 			}

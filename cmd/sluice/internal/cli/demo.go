@@ -23,6 +23,7 @@ import (
 	"github.com/sluice-dev/sluice"
 	"github.com/sluice-dev/sluice/cmd/sluice/internal/up"
 	"github.com/sluice-dev/sluice/pkg/deploy"
+	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/pkg/telemetry"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -120,7 +121,7 @@ func (a *app) demo(ctx context.Context, keep bool) (err error) {
 		ended <- nil
 		return err
 	}
-	if d.sys, err = a.open(); err != nil {
+	if d.sys, err = a.open(ctx); err != nil {
 		return err
 	}
 	d.report = telemetry.NewHTTPReporter("http://" + d.at.Admin)
@@ -229,7 +230,7 @@ func word(e *rollout.Endpoint, name string) string {
 func (d *demo) deploy(ctx context.Context) (string, error) {
 	res, err := deploy.Run(ctx, deploy.Options{
 		Dir: d.src, Namespace: d.namespace, Actor: d.actor(), Timeout: demoTimeout, Logger: d.log,
-		Shipper: shipper{archives: d.sys.Archives}, Store: d.sys.Store, Keys: d.sys.Keys, Logs: d.sys.Logs,
+		Shipper: d.sys.Shipper(project.Source{}, nil), Store: d.sys.Store, Keys: d.sys.Keys, Logs: d.sys.Logs,
 		Progress: func(format string, args ...any) { d.say("   "+format, args...) },
 	})
 	if ctx.Err() != nil {

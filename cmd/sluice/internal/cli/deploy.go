@@ -107,6 +107,14 @@ ENDPOINT VERSION") or makes room for a seventh version. The same deploy again go
 	f.IntVar(&pr, "pull-request", 0, "number of the pull request that it comes from")
 	f.Int64Var(&repository, "repository-id", envInt(a.io.Getenv("GITHUB_REPOSITORY_ID")), "GitHub repository id that it comes from; a new endpoint is bound to it")
 	f.Int64Var(&run, "run-id", envInt(a.io.Getenv("GITHUB_RUN_ID")), "workflow run that deploys it")
+	env := func(name string) string { return a.io.Getenv("SLUICE_" + name) }
+	r := &a.images
+	f.StringVar(&r.registry, "registry", env("REGISTRY"), "registry and path that images go to, HOST[:PORT][/PATH] (target kubernetes; $SLUICE_REGISTRY)")
+	f.StringVar(&r.pullRegistry, "pull-registry", env("PULL_REGISTRY"), "HOST[:PORT] by which nodes reach that registry, if it is another ($SLUICE_PULL_REGISTRY)")
+	f.StringVar(&r.baseImage, "base-image", env("BASE_IMAGE"), "base image for projects that name none ($SLUICE_BASE_IMAGE)")
+	f.StringVar(&r.runnerImage, "runner-image", env("RUNNER_IMAGE"), "Sluice's runner image ($SLUICE_RUNNER_IMAGE)")
+	f.StringVar(&r.platform, "platform", env("PLATFORM"), "OS/ARCHITECTURE of images (default linux/amd64)")
+	f.StringSliceVar(&r.insecure, "insecure-registry", nil, "HOST[:PORT] that may be spoken to in plain HTTP")
 	f.DurationVar(&o.Timeout, "timeout", 5*time.Minute, "how long it may take to become ready; 0 does not wait and gives it no part")
 	return c
 }
@@ -120,7 +128,7 @@ func envInt(s string) int64 {
 }
 
 func (a *app) deploy(ctx context.Context, o deploy.Options) error {
-	sys, err := a.open()
+	sys, err := a.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -128,9 +136,9 @@ func (a *app) deploy(ctx context.Context, o deploy.Options) error {
 		return err
 	}
 	o.Namespace, o.Actor, o.Logger = a.namespace, a.actor(), a.log
-	o.Shipper = shipper{archives: sys.Archives, source: project.Source{PullRequest: o.Source.PullRequest, Commit: o.Source.Commit}}
-	o.Store, o.Keys, o.Logs = sys.Store, sys.Keys, sys.Logs
 	o.Progress = func(format string, args ...any) { _, _ = fmt.Fprintf(a.io.Err, format+"\n", args...) }
+	o.Shipper = sys.Shipper(project.Source{PullRequest: o.Source.PullRequest, Commit: o.Source.Commit}, o.Progress)
+	o.Store, o.Keys, o.Logs = sys.Store, sys.Keys, sys.Logs
 	res, err := deploy.Run(ctx, o)
 	if err != nil {
 		return err

@@ -1,13 +1,16 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/sluice-dev/sluice/pkg/cluster/local"
+	"github.com/sluice-dev/sluice/pkg/deploy"
+	"github.com/sluice-dev/sluice/pkg/project"
 )
 
 // openLocal reaches the system on this machine: its files need nobody running.
-func (a *app) openLocal() (*system, error) {
+func (a *app) openLocal(context.Context) (*system, error) {
 	if a.state == "" {
 		return nil, misuse("--state", "name the state directory with --state", "there is no home directory")
 	}
@@ -23,5 +26,10 @@ func (a *app) openLocal() (*system, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open archives: %w", err)
 	}
-	return &system{Store: store, Keys: keys, Archives: archives, Logs: local.NewLogs(a.state), Problems: store.Problems}, nil
+	return &system{
+		Store: store, Keys: keys, Logs: local.NewLogs(a.state), Problems: store.Problems,
+		Shipper: func(src project.Source, _ deploy.Progress) deploy.Shipper {
+			return shipper{archives: archives, source: src}
+		},
+	}, nil
 }

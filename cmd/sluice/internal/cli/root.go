@@ -15,7 +15,10 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/cluster/kube"
+	"github.com/sluice-dev/sluice/pkg/deploy"
 	"github.com/sluice-dev/sluice/pkg/process"
+	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -54,7 +57,9 @@ type app struct {
 
 	log *slog.Logger
 	// open reaches the system; nothing is opened before a command needs it.
-	open func() (*system, error)
+	open func(context.Context) (*system, error)
+	// images says where versions' images go, for a deploy to a cluster.
+	images registryFlags
 }
 
 // system is where endpoints are kept and run.
@@ -62,8 +67,8 @@ type system struct {
 	Store cluster.Store
 	Keys  cluster.Keys
 	Logs  cluster.LogReader
-	// Archives that fleets run from.
-	Archives archiveStore
+	// Shipper makes a project into what fleets run.
+	Shipper func(project.Source, deploy.Progress) deploy.Shipper
 	// Problems are endpoints whose stored form cannot be used, as far as List has met them; may be nil.
 	Problems func() map[rollout.Key]error
 }
@@ -174,8 +179,8 @@ Begin with "sluice demo", or "sluice up" in one terminal and "sluice deploy DIR"
 		},
 	}
 	f := root.PersistentFlags()
-	f.StringVar(&a.target, "target", "local", "where endpoints live: local or kubernetes")
-	f.StringVarP(&a.namespace, "namespace", "n", orElse(a.io.Getenv("SLUICE_NAMESPACE"), "default"), "namespace of the endpoints")
+	f.StringVar(&a.target, "target", orElse(a.io.Getenv("SLUICE_TARGET"), "local"), "where endpoints live: local or kubernetes ($SLUICE_TARGET)")
+	f.StringVarP(&a.namespace, "namespace", "n", a.io.Getenv("SLUICE_NAMESPACE"), "namespace of the endpoints (default: \"default\", or the context's)")
 	f.StringVar(&a.kubeCtx, "context", "", "context of the kubeconfig (target kubernetes)")
 	f.StringVar(&a.kubecfg, "kubeconfig", "", "path of the kubeconfig (target kubernetes)")
 	f.StringVarP(&a.output, "output", "o", "table", "output: table, json or yaml")
@@ -237,18 +242,26 @@ func wrapArgs(c *cobra.Command) {
 func (a *app) prepare() error {
 	switch a.target {
 	case "local":
+		a.namespace = orElse(a.namespace, "default")
 	case "kubernetes":
-		return &rollout.Error{Reason: rollout.ReasonNotSupportedYet, Field: "--target", Message: "running on Kubernetes is not built yet", Hint: "leave --target out: this machine is the default"}
+		a.open = a.openKubernetes
+		if a.namespace == "" {
+			_, ns, err := kube.Config(a.kubecfg, a.kubeCtx)
+			if err != nil {
+				return err
+			}
+			a.namespace = ns
+		}
 	default:
 		return misuse("--target", "use local or kubernetes", "--target %q is not known", a.target)
 	}
-	if a.kubeCtx != "" || a.kubecfg != "" {
+	if a.target == "local" && (a.kubeCtx != "" || a.kubecfg != "") {
 		return misuse("--context", "leave them out: this machine is the target", "--context and --kubeconfig go with --target kubernetes")
 	}
 	if !isFormat(a.output) {
 		return misuse("--output", "use table, json or yaml", "--output %q is not known", a.output)
 	}
-	if err := rollout.ValidateName("--namespace", "a namespace", a.namespace); err != nil {
+	if err := cluster.ValidateNamespace("--namespace", a.namespace); err != nil {
 		return err
 	}
 	level := slog.LevelWarn

@@ -30,7 +30,7 @@ func (a *app) statusCmd() *cobra.Command {
 }
 
 func (a *app) status(ctx context.Context, args []string, watch bool) error {
-	sys, err := a.open()
+	sys, err := a.open(ctx)
 	if err != nil {
 		return err
 	}

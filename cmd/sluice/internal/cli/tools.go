@@ -70,7 +70,7 @@ func (a *app) waitCmd() *cobra.Command {
 			if what != "ready" && len(args) < 2 {
 				return misuse("--for", "name it after the ENDPOINT", "--for=%s needs a VERSION", what)
 			}
-			sys, err := a.open()
+			sys, err := a.open(c.Context())
 			if err != nil {
 				return err
 			}
@@ -137,7 +137,7 @@ func (a *app) logsCmd() *cobra.Command {
 		Short: "Show what replicas wrote",
 		Args:  cobra.RangeArgs(1, 2),
 		RunE: func(c *cobra.Command, args []string) error {
-			sys, err := a.open()
+			sys, err := a.open(c.Context())
 			if err != nil {
 				return err
 			}
@@ -173,7 +173,7 @@ func (a *app) logsCmd() *cobra.Command {
 
 // endpointKeys are the keys of an endpoint that is there, made if it has none yet.
 func (a *app) endpointKeys(ctx context.Context, endpoint string) (*system, access.Keys, error) {
-	sys, err := a.open()
+	sys, err := a.open(ctx)
 	if err != nil {
 		return nil, access.Keys{}, err
 	}
