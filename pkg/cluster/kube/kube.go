@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -107,12 +108,12 @@ func New(config *rest.Config, o Options) (*Cluster, error) {
 		return nil, fmt.Errorf("make selector: %w", err)
 	}
 	ours := labels.NewSelector().Add(*part)
+	slices := cache.ByObject{Label: ours, Transform: trimSlice}
 	co := cache.Options{
 		Scheme: scheme,
 		ByObject: map[client.Object]cache.ByObject{
 			&appsv1.Deployment{}:                     {Label: ours, Transform: trimDeployment},
 			&corev1.Pod{}:                            {Label: ours, Transform: trimPod},
-			&discoveryv1.EndpointSlice{}:             {Label: ours, Transform: trimSlice},
 			&autoscalingv2.HorizontalPodAutoscaler{}: {Transform: trimAutoscaler},
 		},
 		// Everything is read again now and then only by who asks for it; watches resume by themselves.
@@ -130,7 +131,13 @@ func New(config *rest.Config, o Options) (*Cluster, error) {
 	if o.SystemNamespace != "" {
 		system := cache.ByObject{Namespaces: map[string]cache.Config{o.SystemNamespace: {}}}
 		co.ByObject[&v1alpha1.JournalEntry{}] = system
+		if len(o.Namespaces) > 0 {
+			// The routers' slices lie there, whether or not endpoints do.
+			slices.Namespaces = map[string]cache.Config{o.SystemNamespace: {}}
+			maps.Copy(slices.Namespaces, co.DefaultNamespaces)
+		}
 	}
+	co.ByObject[&discoveryv1.EndpointSlice{}] = slices
 	switch o.Secrets {
 	case SecretsNone:
 	case SecretsOfKeys:
