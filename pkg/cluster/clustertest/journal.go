@@ -59,6 +59,20 @@ func Journal(t *testing.T, open func(t *testing.T) cluster.Journal) {
 		}
 	})
 
+	t.Run("claim for no endpoint", func(t *testing.T) {
+		j := open(t)
+		e := entry("c-18-1", base)
+		e.Endpoint = rollout.Key{} // which one a comment means is found out when it is carried out
+		claim(t, j, e)
+		e.State = cluster.EntryPending
+		if diff := cmp.Diff([]cluster.Entry{e}, entries(t, j)); diff != "" {
+			t.Errorf("entries (-want +got):\n%s", diff)
+		}
+		if err := j.Finish(t.Context(), e.Name, cluster.EntryDone, "", "held"); err != nil {
+			t.Fatal(err)
+		}
+	})
+
 	t.Run("claim begins pending", func(t *testing.T) {
 		j := open(t)
 		e := entry("c-1-1", time.Time{})

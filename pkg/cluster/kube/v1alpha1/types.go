@@ -93,8 +93,10 @@ type JournalEntry struct {
 
 // JournalSpec is the command as it came; it never changes.
 type JournalSpec struct {
-	// Endpoint that the command is for.
-	Endpoint JournalEndpoint `json:"endpoint"`
+	// Endpoint that the command is for, if that was known when it was recorded: a comment on a
+	// pull request names none.
+	// +optional
+	Endpoint JournalEndpoint `json:"endpoint,omitzero"`
 	// Command as written.
 	// +kubebuilder:validation:MaxLength=65536
 	Command string `json:"command"`
