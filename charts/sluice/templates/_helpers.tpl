@@ -1,0 +1,219 @@
+{{- /* Names. The lease names and the Secret of key hashes are fixed: one release in a namespace. */ -}}
+{{- define "sluice.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "sluice.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "sluice.name" . -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* What is not in a namespace bears its release's namespace in its name. */ -}}
+{{- define "sluice.clustername" -}}
+{{- printf "%s-%s" .Release.Namespace (include "sluice.fullname" .) -}}
+{{- end -}}
+
+{{- /* Labels. Component labels take (list $ "router"). */ -}}
+{{- define "sluice.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/name: {{ include "sluice.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/part-of: sluice
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Chart.AppVersion }}
+app.kubernetes.io/version: {{ . | quote }}
+{{- end }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "sluice.componentLabels" -}}
+{{ include "sluice.labels" (index . 0) }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{- define "sluice.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: {{ include "sluice.name" $root }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{- /* (list $ "router"): an image by digest, else by tag. */ -}}
+{{- define "sluice.image" -}}
+{{- $root := index . 0 -}}
+{{- $name := index . 1 -}}
+{{- $registry := required "image.registry is not set: name where the images are; `make images IMAGES=\"--push REGISTRY --tag TAG\"` builds and pushes them" $root.Values.image.registry -}}
+{{- $digest := index $root.Values.image.digests $name -}}
+{{- if $digest -}}
+{{- printf "%s/%s@%s" (trimSuffix "/" $registry) $name $digest -}}
+{{- else -}}
+{{- printf "%s/%s:%s" (trimSuffix "/" $registry) $name ($root.Values.image.tag | default $root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The namespaces of endpoints as a JSON list, empty for all of them. */ -}}
+{{- define "sluice.namespaces" -}}
+{{- if .Values.clusterWide -}}
+{{- if .Values.namespaces -}}
+{{- fail "namespaces and clusterWide exclude each other: list namespaces, or say clusterWide for all of them" -}}
+{{- end -}}
+[]
+{{- else -}}
+{{- .Values.namespaces | default (list .Release.Namespace) | uniq | toJson -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The namespace that the router's short path resolves in. */ -}}
+{{- define "sluice.namespace" -}}
+{{- first (.Values.namespaces | default (list .Release.Namespace)) -}}
+{{- end -}}
+
+{{- define "sluice.scoringURL" -}}
+{{- if .Values.control.scoringURL -}}
+{{- .Values.control.scoringURL -}}
+{{- else -}}
+{{- $port := int .Values.router.service.port -}}
+http://{{ include "sluice.fullname" . }}-router.{{ .Release.Namespace }}.svc{{ if ne $port 80 }}:{{ $port }}{{ end }}
+{{- end -}}
+{{- end -}}
+
+{{- /* How many pods: (list $ replicas). */ -}}
+{{- define "sluice.replicas" -}}
+{{- $root := index . 0 -}}
+{{- if eq $root.Values.clusterPurpose "dev-test" -}}1{{- else -}}{{ int (index . 1) }}{{- end -}}
+{{- end -}}
+
+{{- /* Flags of every program. */ -}}
+{{- define "sluice.flags" -}}
+- --target=kubernetes
+- --system-namespace={{ .Release.Namespace }}
+- --namespace={{ include "sluice.namespace" . }}
+{{- with include "sluice.namespaces" . | fromJsonArray }}
+- --watch-namespaces={{ join "," . }}
+{{- end }}
+{{- end -}}
+
+{{- /* Restricted, as the Pod Security Standards have it. */ -}}
+{{- define "sluice.podSecurity" -}}
+runAsNonRoot: true
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "sluice.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities:
+  drop: [ALL]
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- /* Metadata of a pod: (list $ "router" values port-of-metrics). */ -}}
+{{- define "sluice.podMeta" -}}
+{{- $root := index . 0 -}}
+{{- $values := index . 2 -}}
+{{- $port := index . 3 -}}
+{{- $annotations := dict "kubectl.kubernetes.io/default-container" (index . 1) -}}
+{{- if and $port $root.Values.metrics.annotations -}}
+{{- $annotations = merge $annotations (dict "prometheus.io/scrape" "true" "prometheus.io/port" (toString $port) "prometheus.io/path" "/metrics") -}}
+{{- end -}}
+{{- /* Labels of one's own never replace those that pods are found by. */ -}}
+labels:
+  {{- toYaml (merge (include "sluice.componentLabels" (list $root (index . 1)) | fromYaml) $values.podLabels) | nindent 2 }}
+annotations:
+  {{- toYaml (merge (deepCopy $values.podAnnotations) $annotations) | nindent 2 }}
+{{- end -}}
+
+{{- /* Placement and the rest of a pod's spec that all have: (list $ "router" values). */ -}}
+{{- define "sluice.podSpec" -}}
+{{- $root := index . 0 -}}
+{{- $values := index . 2 -}}
+serviceAccountName: {{ include "sluice.fullname" $root }}-{{ index . 1 }}
+# Variables SLUICE_… set flags: those that Kubernetes makes of Services must not.
+enableServiceLinks: false
+securityContext:
+  {{- include "sluice.podSecurity" $root | nindent 2 }}
+{{- with $root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with $values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- /* Probes on a port: a start may take the minute that reading the cluster for the first time is given. */ -}}
+{{- define "sluice.probes" -}}
+startupProbe:
+  httpGet: {path: /healthz, port: {{ . }}}
+  periodSeconds: 1
+  timeoutSeconds: 2
+  failureThreshold: 90
+livenessProbe:
+  httpGet: {path: /healthz, port: {{ . }}}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: {{ . }}}
+  periodSeconds: 2
+  timeoutSeconds: 3
+  failureThreshold: 2
+{{- end -}}
+
+{{- /* Egress rules that several NetworkPolicies have. */ -}}
+{{- define "sluice.np.dns" -}}
+- ports:
+    - {port: 53, protocol: UDP}
+    - {port: 53, protocol: TCP}
+  {{- with .Values.networkPolicy.egress.dns.to }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}
+
+{{- define "sluice.np.apiServer" -}}
+- ports:
+    {{- range .Values.networkPolicy.egress.apiServer.ports }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+  {{- with .Values.networkPolicy.egress.apiServer.to }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}
+
+{{- define "sluice.np.routers" -}}
+- ports:
+    - {port: 9090, protocol: TCP}
+  to:
+    - podSelector:
+        matchLabels:
+          {{- include "sluice.selector" (list . "router") | nindent 10 }}
+{{- end -}}
