@@ -5,7 +5,8 @@ SHELL := /bin/bash
 CACHE  := $(CURDIR)/.cache
 BIN    := $(CACHE)/bin
 LINT   := $(BIN)/golangci-lint-v2.15.0
-UNITS  := $$(go list ./... | grep -v /test/e2e)
+HELM   := $(BIN)/helm-v3.22.0
+UNITS  := $$(go list ./... | grep -v -e /test/e2e -e /test/chart)
 export CGO_ENABLED ?= 1
 
 .PHONY: demo test unit lint e2e fuzz bench bench-verdict setup generate build clean
@@ -42,6 +43,20 @@ $(LINT):
 
 lint: $(LINT)
 	$(LINT) run ./...
+
+# As its own releases are built; without that it renders for Kubernetes 1.20.
+$(HELM):
+	@mkdir -p $(BIN)
+	GOBIN=$(BIN)/helm-build go install -ldflags "-s -w -X helm.sh/helm/v3/internal/version.version=v3.22.0 \
+	  -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=35" helm.sh/helm/v3/cmd/helm@v3.22.0
+	@mv $(BIN)/helm-build/helm $@ && rmdir $(BIN)/helm-build
+
+.PHONY: helm chart
+helm: $(HELM) ## Helm, pinned, as .cache/bin/helm
+	@ln -sf $(notdir $(HELM)) $(BIN)/helm
+
+chart: helm ## the chart's tests; with SLUICE_TEST_KUBECONFIG also on that cluster
+	HELM=$(HELM) go test -count=1 ./test/chart
 
 FUZZTIME ?= 10s
 fuzz: ## each fuzz target for FUZZTIME
