@@ -271,18 +271,31 @@ type Source struct {
 // Resources of a replica, as Kubernetes quantities.
 type Resources struct {
 	// CPU that is reserved.
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:XValidation:rule="self == '' || self.matches(r'^\\+?([0-9]+(\\.[0-9]*)?|\\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]{1,2})?$')",message="not a quantity; write it as Kubernetes does: '500m' or '2' for cpu, '512Mi' or '4Gi' for memory [invalid]"
 	CPU string `json:"cpu,omitempty"`
 	// Memory that is reserved.
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:XValidation:rule="self == '' || self.matches(r'^\\+?([0-9]+(\\.[0-9]*)?|\\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]{1,2})?$')",message="not a quantity; write it as Kubernetes does: '500m' or '2' for cpu, '512Mi' or '4Gi' for memory [invalid]"
 	Memory string `json:"memory,omitempty"`
 	// CPULimit is the most it may use.
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:XValidation:rule="self == '' || self.matches(r'^\\+?([0-9]+(\\.[0-9]*)?|\\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]{1,2})?$')",message="not a quantity; write it as Kubernetes does: '500m' or '2' for cpu, '512Mi' or '4Gi' for memory [invalid]"
 	CPULimit string `json:"cpuLimit,omitempty"`
 	// MemoryLimit is the most it may use.
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:XValidation:rule="self == '' || self.matches(r'^\\+?([0-9]+(\\.[0-9]*)?|\\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]{1,2})?$')",message="not a quantity; write it as Kubernetes does: '500m' or '2' for cpu, '512Mi' or '4Gi' for memory [invalid]"
 	MemoryLimit string `json:"memoryLimit,omitempty"`
 	// GPU count.
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=1000000
 	GPU int `json:"gpu,omitempty"`
 	// GPUResource is the name that GPUs are counted under.
+	// +kubebuilder:validation:MaxLength=317
+	// +kubebuilder:validation:XValidation:rule="self == '' || self.matches(r'^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$')",message="not the name of a resource; write it as Kubernetes does, with its domain, such as nvidia.com/gpu [invalid]"
 	GPUResource string `json:"gpuResource,omitempty"`
 	// Extended resources by name.
+	// +kubebuilder:validation:MaxProperties=64
 	Extended map[string]int64 `json:"extended,omitempty"`
 }
 

@@ -24,8 +24,9 @@ var (
 	quantityPattern = regexp.MustCompile(`^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]{1,2})?$`)
 	// secretPattern is a DNS subdomain (RFC 1123), secretKeyPattern a key of a Secret.
 	secretPattern    = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
-	secretKeyPattern = regexp.MustCompile(`^[-._a-zA-Z0-9]+$`)
-	// devicePattern is an extended resource: a domain, a slash and a name.
+	secretKeyPattern = regexp.MustCompile(`^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$`)
+	// devicePattern is an extended resource: a domain, a slash and a name. (A rule of the Kubernetes object
+	// on names of a map would cost more than the API server allows, so these are checked here alone.)
 	devicePattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$`)
 )
 
@@ -35,9 +36,11 @@ const (
 	maxSlots    = 512
 	maxMillis   = 24 * 60 * 60 * 1000
 	maxDevices  = 1_000_000
+	maxExtended = 64
 	// maxQuantityLen and maxObjectName are how long a quantity, and a Secret's name or key, may be.
 	maxQuantityLen = 64
 	maxObjectName  = 253
+	maxDeviceName  = 317
 )
 
 // ValidateName checks an endpoint's or version's name; what is "endpoint" or "version".
@@ -247,7 +250,7 @@ func ValidateSettings(field string, s Settings) []*Error {
 		case v.Secret == "" && v.Key == "":
 		case len(v.Secret) > maxObjectName || !secretPattern.MatchString(v.Secret):
 			add(ReasonInvalid, f+".secret", "use lower-case letters, digits, hyphens and dots, as Kubernetes does", "%q is not the name of a secret", v.Secret)
-		case len(v.Key) > maxObjectName || !secretKeyPattern.MatchString(v.Key) || v.Key == "." || strings.HasPrefix(v.Key, ".."):
+		case len(v.Key) > maxObjectName || !secretKeyPattern.MatchString(v.Key):
 			add(ReasonInvalid, f+".key", "use letters, digits, hyphens, underscores and dots, as Kubernetes does", "%q is not a key of a secret", v.Key)
 		case v.Value != "":
 			add(ReasonInvalid, f, "keep one of them", "a variable has a value or comes from a secret, not both")
@@ -274,12 +277,16 @@ func validateResources(field string, r Resources) []*Error {
 	if r.GPU < 0 || r.GPU > maxDevices {
 		add("gpu", "use a number of devices, or leave it out", "%d is not a number of devices", r.GPU)
 	}
-	if r.GPUResource != "" && !devicePattern.MatchString(r.GPUResource) {
+	isDevice := func(name string) bool { return len(name) <= maxDeviceName && devicePattern.MatchString(name) }
+	if r.GPUResource != "" && !isDevice(r.GPUResource) {
 		add("gpuResource", device, "%q is not the name of a resource", r.GPUResource)
+	}
+	if n := len(r.Extended); n > maxExtended {
+		add("extended", "leave out what the model does not need", "%d resources, but at most %d can be named", n, maxExtended)
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Extended)) {
 		f := fmt.Sprintf("extended[%s]", name)
-		if !devicePattern.MatchString(name) {
+		if !isDevice(name) {
 			add(f, device, "%q is not the name of a resource", name)
 		}
 		if n := r.Extended[name]; n < 0 || n > maxDevices {

@@ -3,6 +3,7 @@ package rollout_test
 import (
 	"encoding/json"
 	"math"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -99,6 +100,10 @@ func TestWhatClustersUnderstand(t *testing.T) {
 		}
 	}
 	long := strings.Repeat("a", 254)
+	many := map[string]int64{}
+	for i := range 65 {
+		many["vendor.example/d"+strconv.Itoa(i)] = 1
+	}
 	for field, bad := range map[string][]rollout.Settings{
 		"version.resources.cpu": {
 			resources(rollout.Resources{CPU: "one"}), resources(rollout.Resources{CPU: "-1"}), resources(rollout.Resources{CPU: "1 "}), resources(rollout.Resources{CPU: "500M i"}),
@@ -109,6 +114,7 @@ func TestWhatClustersUnderstand(t *testing.T) {
 		"version.resources.memoryLimit":              {resources(rollout.Resources{MemoryLimit: "0x10"})},
 		"version.resources.gpu":                      {resources(rollout.Resources{GPU: -1})},
 		"version.resources.gpuResource":              {resources(rollout.Resources{GPU: 1, GPUResource: "gpu"}), resources(rollout.Resources{GPUResource: "nvidia.com/"})},
+		"version.resources.extended":                 {resources(rollout.Resources{Extended: many})},
 		"version.resources.extended[fpga]":           {resources(rollout.Resources{Extended: map[string]int64{"fpga": 1}})},
 		"version.resources.extended[a.b/c]":          {resources(rollout.Resources{Extended: map[string]int64{"a.b/c": -1}})},
 		"version.environmentVariables[TOKEN].secret": {secret("Bad", "k"), secret("", "k"), secret("a_b", "k"), secret("a..b", "k"), secret(long, "k")},

@@ -579,14 +579,15 @@ func TestMemoryIsFlat(t *testing.T) {
 	s := r.shipper(t)
 	var received atomic.Int64
 	sink := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		switch n, _ := io.Copy(io.Discard, req.Body); {
-		case req.Method == http.MethodHead:
+		n, _ := io.Copy(io.Discard, req.Body)
+		switch req.Method {
+		case http.MethodHead:
 			w.WriteHeader(http.StatusNotFound)
-		case req.Method == http.MethodGet:
-		case req.Method == http.MethodPost:
+		case http.MethodGet:
+		case http.MethodPost:
 			w.Header().Set("Location", req.URL.Path+"1")
 			w.WriteHeader(http.StatusAccepted)
-		case req.Method == http.MethodPatch:
+		case http.MethodPatch:
 			received.Add(n)
 			w.Header().Set("Location", req.URL.Path)
 			w.WriteHeader(http.StatusAccepted)

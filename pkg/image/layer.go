@@ -201,7 +201,7 @@ func fileLayer(file, target string, executable bool) (*layer, error) {
 		if err != nil {
 			return err
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }()
 		info, err := f.Stat()
 		if err != nil {
 			return err
@@ -259,7 +259,7 @@ func eachEntry(file string, fn func(*tar.Header, io.Reader) error) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	tr := tar.NewReader(f)
 	for {
 		h, err := tr.Next()

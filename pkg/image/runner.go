@@ -30,7 +30,7 @@ func programPlatform(field, file string) (v1.Platform, error) {
 	if err != nil {
 		return bad("is no Linux program: %v", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	arch, ok := architectures[f.Machine]
 	if !ok {
 		return bad("is for %s, which is not supported", f.Machine)

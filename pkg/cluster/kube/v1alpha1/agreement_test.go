@@ -195,10 +195,21 @@ func drawSettings(t *rapid.T) rollout.Settings {
 		return rollout.Server{Port: few("port", 65535)(), ScorePath: path("score"), HealthPath: path("health"), Command: []string{"x"}}
 	})
 	s.EnvironmentVariables = *orZero(maybe(t, "environment", func() map[string]rollout.EnvValue {
-		return map[string]rollout.EnvValue{"A": {Value: odd(t, "value", []string{"", "1", "true", "null"}, "{}")}, "_b": {Secret: "s", Key: "k"}}
+		return map[string]rollout.EnvValue{"A": {Value: odd(t, "value", []string{"", "1", "true", "null"}, "{}")}, "_b": {
+			Secret: odd(t, "secret", []string{"s", "a.b-c", "0"}, "", "S", "a..b", "-a", "a_b", strings.Repeat("s", 254)),
+			Key:    odd(t, "key", []string{"k", ".k", "A_b-1.pem"}, "", ".", "..k", "a/b", "k\n", strings.Repeat("k", 254)),
+		}}
 	}))
 	s.Resources = maybe(t, "resources", func() rollout.Resources {
-		return rollout.Resources{CPU: "1", GPU: 1, Extended: map[string]int64{"x": 1}}
+		quantity := func(label string) string {
+			return odd(t, label, []string{"", "1", "500m", "1.5Gi", ".5", "+1e3"}, "-1", "1GB", "one", "1 ", "1\n", ".", "1e100", strings.Repeat("1", 65))
+		}
+		return rollout.Resources{
+			CPU: quantity("cpu"), Memory: quantity("memory"), CPULimit: quantity("cpu limit"), MemoryLimit: quantity("memory limit"),
+			GPU:         odd(t, "gpus", []int{0, 1, 1_000_000}, -1, 1_000_001),
+			GPUResource: odd(t, "gpu", []string{"", "nvidia.com/gpu"}, "gpu", "/gpu", "a/", "nvidia.com/gpu\n", "A/b", strings.Repeat("a", 316)+"/b"),
+			Extended:    map[string]int64{"vendor.example/fpga": odd(t, "fpgas", []int64{0, 1, 1_000_000}, -1, 1_000_001)},
+		}
 	})
 	s.DataCollection = maybe(t, "collection", func() rollout.DataCollection { return rollout.DataCollection{Enabled: rapid.Bool().Draw(t, "collect")} })
 	s.Template = *orZero(maybe(t, "template", func() map[string]any { return map[string]any{"spec": map[string]any{"x": 1.5}} }))

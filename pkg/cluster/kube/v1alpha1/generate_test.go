@@ -85,6 +85,9 @@ func tighten(name string, node any) {
 			if node["maximum"] == nil {
 				node["maximum"] = most
 			}
+		case name == "extended" && node["additionalProperties"] != nil:
+			count := node["additionalProperties"].(map[string]any)
+			count["minimum"], count["maximum"] = 0, 1_000_000
 		case node["format"] == "date-time":
 			// The format alone also takes what Go does not read, such as +0100.
 			node["pattern"] = `^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[-+][0-9]{2}:[0-9]{2})$`
@@ -98,15 +101,21 @@ func tighten(name string, node any) {
 // envValue is a string or {secret, key}. A structural schema has no such union, so the type stays open
 // and the keywords of each other type contradict themselves: no number, list or boolean meets them.
 func envValue() map[string]any {
-	part := map[string]any{"type": "string", "minLength": 1, "maxLength": 253}
+	// The same patterns as in the domain's validation.
+	part := func(pattern string) map[string]any {
+		return map[string]any{"type": "string", "minLength": 1, "maxLength": 253, "pattern": pattern}
+	}
 	return map[string]any{
 		"description":                          "A literal value in quotes, or a reference {secret, key}.",
 		"x-kubernetes-preserve-unknown-fields": true,
 		"maxLength":                            131072,
-		"properties":                           map[string]any{"secret": part, "key": part},
-		"required":                             []any{"key", "secret"},
-		"maxProperties":                        2,
-		"minimum":                              1, "maximum": 0,
+		"properties": map[string]any{
+			"secret": part(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`),
+			"key":    part(`^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$`),
+		},
+		"required":      []any{"key", "secret"},
+		"maxProperties": 2,
+		"minimum":       1, "maximum": 0,
 		"minItems": 1, "maxItems": 0,
 		"not": map[string]any{"enum": []any{true, false}},
 	}
