@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -184,7 +185,8 @@ func (a *app) packageCmd() *cobra.Command {
 		Short: "Make a project's archive, or list what ships and what stays out",
 		Long: `Make a project's archive, or list what ships and what stays out.
 
-"-o FILE" writes the archive to FILE. The words table, json and yaml after -o are the output
+"-o FILE" writes the archive to FILE: a file appears complete or not at all, a symbolic link
+is followed, and a device or a named pipe is written to as it stands. The words table, json and yaml after -o are the output
 format, as in every command; write "-o ./json" for a file of that name. Both may be given.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -255,26 +257,22 @@ func (a *app) packageList(ctx context.Context, dir string) error {
 
 func (a *app) packageTo(ctx context.Context, dir, out string) (err error) {
 	w := io.Discard
+	var besides []fs.FileInfo
 	if out != "" {
-		// The file appears complete or not at all.
-		f, ferr := os.CreateTemp(filepath.Dir(out), "."+filepath.Base(out)+".tmp-*")
+		f, ferr := a.openArchiveFile(ctx, out)
 		if ferr != nil {
-			return fmt.Errorf("write archive: %w", ferr)
+			return ferr
 		}
-		defer func() {
-			if cerr := f.Close(); err == nil && cerr != nil {
-				err = fmt.Errorf("write archive: %w", cerr)
-			}
-			if err == nil {
-				err = os.Rename(f.Name(), out)
-			}
-			if err != nil {
-				_ = os.Remove(f.Name())
-			}
-		}()
-		w = f
+		defer func() { err = f.close(err) }()
+		if f.stdout {
+			// What is said of the archive must not end up in it.
+			said := *a
+			said.io.Out = a.io.Err
+			a = &said
+		}
+		w, besides = f.w, f.replaced
 	}
-	res, err := project.Package(ctx, dir, w)
+	res, err := project.Package(ctx, dir, w, besides...)
 	if err != nil {
 		return err
 	}
