@@ -552,6 +552,7 @@ func TestMistakesNameTheirLine(t *testing.T) {
 		"an image":         {"image: registry.example/model@sha256:" + strings.Repeat("b", 64), "image: model:latest", "image: model:latest", "by digest"},
 		"another image":    {strings.Repeat("b", 64), strings.Repeat("e", 64), "  - createdAt", "version_exists"},
 		"name of another":  {"name: fraud", "name: fraudster", "metadata:", "holds models/fraudster"},
+		"a zero":           {"    name: v2", "    name: v2\n    scoringTimeoutMs: 0", "scoringTimeoutMs: 0", "default of 60000"},
 		"not an endpoint":  {"kind: ModelEndpoint", "kind: Service", "kind: Service", "kind"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -227,6 +227,19 @@ func (a *app) updateCmd() *cobra.Command {
 				}
 				op.Percent = &p
 			}
+			// The same in the domain as a setting that is not given.
+			for _, f := range []struct {
+				name  string
+				value int
+				use   string
+			}{
+				{"target-utilization", target, "use per cent from 1 to 100"}, {"slots", slots, "use 1 or more"},
+				{"queue-wait-ms", wait, "use 1 for practically no waiting"}, {"scoring-timeout-ms", timeMs, "use 1 or more"},
+			} {
+				if set(f.name) && f.value == 0 {
+					return misuse("--"+f.name, f.use+", or leave it out to change nothing about it", "--%s 0 is not a value that it can have", f.name)
+				}
+			}
 			if control && set("type") {
 				return misuse("--control", "use one of them", "--control and --type say the same")
 			}

@@ -33,14 +33,6 @@ func tree(t *testing.T) string {
 	return dir
 }
 
-// runCLI runs the command line and returns its exit code and what it printed.
-func runCLI(t *testing.T, args ...string) (code int, stdout, stderr string) {
-	t.Helper()
-	var out, errs bytes.Buffer
-	code = Main(t.Context(), args, IO{In: strings.NewReader(""), Out: &out, Err: &errs, Env: []string{"HOME=" + t.TempDir(), "SLUICE_STATE=" + t.TempDir()}})
-	return code, out.String(), errs.String()
-}
-
 func names(t *testing.T, archive io.Reader) []string {
 	t.Helper()
 	var out []string
