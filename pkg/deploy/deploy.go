@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -126,7 +127,11 @@ func Run(ctx context.Context, o Options) (Result, error) {
 		known = "known already"
 	}
 	o.Progress("packaged %d files, %d bytes (%s): %s", ship.Files, ship.Bytes, known, ship.Image)
-	return d.run(ctx)
+	res, err := d.run(ctx)
+	if err == nil && d.unbound != "" {
+		res.Message += "; " + d.unbound
+	}
+	return res, err
 }
 
 type deployment struct {
@@ -136,6 +141,8 @@ type deployment struct {
 	id   string
 	// prepared says that replicas are being made ready for a share.
 	prepared bool
+	// unbound says that the repository may not act on the endpoint, if it may not.
+	unbound string
 }
 
 func (d *deployment) run(ctx context.Context) (Result, error) {
@@ -144,6 +151,9 @@ func (d *deployment) run(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	d.Progress("%s", out.Message)
+	if d.unbound != "" {
+		d.Progress("%s (`sluice update %s --bind-repository ID` binds one)", d.unbound, d.key.Name)
+	}
 	res := Result{Endpoint: d.key, Version: d.ship.Name, Image: e.Spec.Version(d.ship.Name).Image, Changed: out.Changed, First: first, Message: out.Message, ScoringURI: e.Status.ScoringURI}
 	if v := e.Spec.Version(d.ship.Name); !out.Changed {
 		switch {
@@ -258,6 +268,9 @@ func (d *deployment) join(ctx context.Context) (*rollout.Endpoint, rollout.Outco
 		}
 		return op, nil
 	})
+	if err == nil && src.RepositoryID != 0 && !slices.Contains(e.Spec.Repositories, src.RepositoryID) {
+		d.unbound = fmt.Sprintf("repository %d is not bound to endpoint %s: its comments may not act on it", src.RepositoryID, d.key.Name)
+	}
 	return e, out, first, err
 }
 

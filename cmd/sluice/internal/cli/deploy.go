@@ -111,7 +111,7 @@ ENDPOINT VERSION") or makes room for a seventh version. The same deploy again go
 				r := rollout.Untyped
 				o.Type = &r
 			default:
-				return misuse("--type", "use treatment, control or none", "--type %q is not known", role)
+				return misuse("--type", roleHint, "--type %q is not known", role)
 			}
 			if pr < 0 {
 				return misuse("--pull-request", "give its number", "--pull-request %d is none", pr)
@@ -124,7 +124,7 @@ ENDPOINT VERSION") or makes room for a seventh version. The same deploy again go
 	f.StringVar(&o.Endpoint, "endpoint", "", "endpoint to join instead of the manifest's")
 	f.StringVar(&o.Version, "version", "", "name of the version instead of the one by the commit")
 	f.StringVar(&percent, "percent", "", "share of traffic to begin with, 0 to 100")
-	f.StringVar(&role, "type", "treatment", "role once ready: treatment, control or none")
+	f.StringVar(&role, "type", "treatment", "role once ready: control, treatment or none")
 	f.BoolVar(&o.Default, "default", false, "make it the default once ready")
 	f.StringVar(&o.Description, "description", "", "free text, kept with the version")
 	f.StringVar(&commit, "commit", "", "commit that it is made from (default: git's)")

@@ -18,21 +18,6 @@ import (
 	"testing"
 )
 
-// tree makes a project that can be packaged.
-func tree(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	for name, text := range map[string]string{
-		"sluice.yaml": "apiVersion: sluice.dev/v1alpha1\nkind: Project\nendpoint: echo\nscoring: {entryScript: score.py}\n",
-		"score.py":    "def init(): pass\ndef run(data): return data\n",
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
-
 func names(t *testing.T, archive io.Reader) []string {
 	t.Helper()
 	var out []string
