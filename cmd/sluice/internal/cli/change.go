@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -339,6 +340,9 @@ and --unbind-repository ends that. "gh api repos/OWNER/NAME --jq .id" prints a r
 						k, x, ok := strings.Cut(kv, "=")
 						if !ok {
 							return nil, misuse("--env", "write NAME=VALUE", "--env %q has no =", kv)
+						}
+						if hint, reserved := project.Reserved(k); reserved {
+							return nil, misuse("--env", hint, "Sluice sets %s itself", k)
 						}
 						s.EnvironmentVariables[k] = rollout.EnvValue{Value: x}
 					}

@@ -67,6 +67,7 @@ func TestUpdateBindsRepositories(t *testing.T) {
 	run(exitUsage, "leave VERSION and its flags out", "update", "echo", "a", "--bind-repository", "9")
 	run(exitUsage, "two changes", "update", "echo", "--bind-repository", "9", "--unbind-repository", "8")
 	run(exitRefused, "not the id of a repository", "update", "echo", "--bind-repository", "0")
+	run(exitUsage, "Sluice sets PORT itself", "update", "echo", "a", "--env", "PORT=80")
 	run(exitUsage, `--type "bogus" is not known; use control, treatment or none`, "update", "echo", "a", "--type", "bogus")
 	run(exitRefused, "cannot be given by hand", "update", "echo", "a", "--type", "standby")
 }
