@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -493,6 +494,23 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 	return nil
 }
 
+// unsaid are the lines that a refusal does not quote already, as that of a failed init() does.
+func unsaid(lines string, cause error) string {
+	said := map[string]bool{}
+	for _, e := range rollout.AsErrors(cause) {
+		for l := range strings.SplitSeq(e.Message, "\n") {
+			said[strings.TrimSpace(l)] = true
+		}
+	}
+	var left []string
+	for _, l := range strings.Split(strings.TrimRight(lines, "\n"), "\n") {
+		if t := strings.TrimSpace(l); !said[t] {
+			left = append(left, l)
+		}
+	}
+	return strings.Trim(strings.Join(left, "\n"), "\n")
+}
+
 // giveUp leaves the version without a part and adds what its replicas wrote last.
 func (d *deployment) giveUp(cause error, first bool) error {
 	// The caller's context may end meanwhile: cleaning up has its own.
@@ -519,7 +537,7 @@ func (d *deployment) giveUp(cause error, first bool) error {
 			d.Progress("%s is left untyped at 0 per cent", d.ship.Name)
 		}
 	}
-	if lines != "" {
+	if lines = unsaid(lines, cause); lines != "" {
 		d.Progress("its last lines:\n%s", lines)
 	}
 	return cause
