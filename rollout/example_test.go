@@ -321,3 +321,23 @@ func TestFullListOfChanges(t *testing.T) {
 		t.Fatalf("%d changes, the newest %+v", n, d.e.Spec.Changes[n-1])
 	}
 }
+
+func TestBindings(t *testing.T) {
+	d := &driver{t: t, e: endpoint()}
+	d.do(rollout.Deploy{Version: version("a", 1), Repositories: []int64{7}})
+	digest := rollout.ShiftDigest(&d.e.Spec)
+	if out := d.do(rollout.Bind{Repository: 7}); out.Changed {
+		t.Errorf("bound twice: %+v", out)
+	}
+	d.do(rollout.Bind{Repository: 8})
+	if last := d.e.Spec.Changes[len(d.e.Spec.Changes)-1]; fmt.Sprint(d.e.Spec.Repositories) != "[7 8]" || last.Action != "bind repository 8" || last.Digest != digest {
+		t.Errorf("bound to %v, recorded as %+v; want both, and no shift", d.e.Spec.Repositories, last)
+	}
+	d.do(rollout.Unbind{Repository: 7})
+	if out := d.do(rollout.Unbind{Repository: 7}); out.Changed || fmt.Sprint(d.e.Spec.Repositories) != "[8]" {
+		t.Errorf("bound to %v, %+v", d.e.Spec.Repositories, out)
+	}
+	d.refused(rollout.Bind{Repository: -1}, rollout.ReasonInvalid)
+	d.do(rollout.Lock{})
+	d.refused(rollout.Bind{Repository: 9}, rollout.ReasonLocked)
+}

@@ -25,7 +25,7 @@ func TestRandomTransitions(t *testing.T) {
 		percent := rapid.Custom(func(t *rapid.T) rollout.Percent { return rollout.Percent(rapid.IntRange(0, 100000).Draw(t, "milli")) })
 		op := rapid.Custom(func(t *rapid.T) rollout.Op {
 			v := name.Draw(t, "version")
-			switch rapid.IntRange(0, 11).Draw(t, "op") {
+			switch rapid.IntRange(0, 12).Draw(t, "op") {
 			case 0, 1:
 				i := rapid.IntRange(0, len(names)-1).Draw(t, "new")
 				d := rollout.Deploy{Version: version(names[i], i)}
@@ -57,6 +57,9 @@ func TestRandomTransitions(t *testing.T) {
 				return rollout.Delete{Version: v, NewDefault: rapid.SampledFrom(append(names, "")).Draw(t, "new default")}
 			case 9:
 				return rapid.SampledFrom([]rollout.Op{rollout.Hold{Reason: "x"}, rollout.Resume{}}).Draw(t, "hold")
+			case 10:
+				n := rapid.Int64Range(-1, 2).Draw(t, "repository")
+				return rapid.SampledFrom([]rollout.Op{rollout.Bind{Repository: n}, rollout.Unbind{Repository: n}}).Draw(t, "binding")
 			default:
 				return rapid.SampledFrom([]rollout.Op{rollout.Lock{}, rollout.Unlock{}}).Draw(t, "lock")
 			}

@@ -106,6 +106,12 @@ type Delete struct {
 // SetAuth changes how scoring requests prove that they may.
 type SetAuth struct{ Mode AuthMode }
 
+// Bind lets a repository's workflows and comments act on the endpoint.
+type Bind struct{ Repository int64 }
+
+// Unbind ends that.
+type Unbind struct{ Repository int64 }
+
 func (o Deploy) String() string   { return "deploy " + o.Version.Name }
 func (o Shift) String() string    { return fmt.Sprintf("traffic %s %s", o.Version, o.Percent) }
 func (o Promote) String() string  { return "promote " + o.Version }
@@ -117,6 +123,8 @@ func (o Resume) String() string   { return "resume" }
 func (o Lock) String() string     { return "lock" }
 func (o Unlock) String() string   { return "unlock" }
 func (o SetAuth) String() string  { return "auth " + string(o.Mode) }
+func (o Bind) String() string     { return fmt.Sprintf("bind repository %d", o.Repository) }
+func (o Unbind) String() string   { return fmt.Sprintf("unbind repository %d", o.Repository) }
 func (o Delete) String() string {
 	if o.NewDefault != "" {
 		return fmt.Sprintf("delete %s, new default %s", o.Version, o.NewDefault)
@@ -738,6 +746,25 @@ func (o SetAuth) apply(w *work) (string, error) {
 	}
 	w.spec.Auth = &Auth{Mode: o.Mode}
 	return "auth is " + string(o.Mode), nil
+}
+
+func (o Bind) apply(w *work) (string, error) {
+	if o.Repository <= 0 {
+		return "", refuse(ReasonInvalid, "repository", "give the number that `gh api repos/OWNER/NAME --jq .id` prints", "%d is not the id of a repository", o.Repository)
+	}
+	if slices.Contains(w.spec.Repositories, o.Repository) {
+		return fmt.Sprintf("repository %d is bound already", o.Repository), nil
+	}
+	w.spec.Repositories = append(w.spec.Repositories, o.Repository)
+	return fmt.Sprintf("repository %d is bound: its comments may act on the endpoint", o.Repository), nil
+}
+
+func (o Unbind) apply(w *work) (string, error) {
+	if !slices.Contains(w.spec.Repositories, o.Repository) {
+		return fmt.Sprintf("repository %d is not bound", o.Repository), nil
+	}
+	w.spec.Repositories = slices.DeleteFunc(w.spec.Repositories, func(id int64) bool { return id == o.Repository })
+	return fmt.Sprintf("repository %d is not bound any more: its comments may not act on the endpoint", o.Repository), nil
 }
 
 func (o Delete) apply(w *work) (string, error) {

@@ -237,7 +237,7 @@ type Settings struct {
 	// Concurrency of each replica.
 	Concurrency *Concurrency `json:"concurrency,omitempty"`
 	// ScoringTimeoutMs in milliseconds; 0 means DefaultScoringTimeoutMs.
-	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=86400000
 	ScoringTimeoutMs int `json:"scoringTimeoutMs,omitempty"`
 	// LivenessProbe of each replica.
@@ -314,11 +314,11 @@ type Autoscale struct {
 	// +kubebuilder:validation:Maximum=1000
 	MaxReplicas *int `json:"maxReplicas,omitempty"`
 	// TargetUtilization in per cent of slots, default 70.
-	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100
 	TargetUtilization int `json:"targetUtilization,omitempty"`
 	// RefreshPeriodSeconds, default 1.
-	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=86400
 	RefreshPeriodSeconds int `json:"refreshPeriodSeconds,omitempty"`
 }
@@ -326,11 +326,11 @@ type Autoscale struct {
 // Concurrency of one replica and patience of its queue.
 type Concurrency struct {
 	// MaxConcurrentRequests are the slots of a replica, default 1.
-	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=512
 	MaxConcurrentRequests int `json:"maxConcurrentRequests,omitempty"`
 	// MaxQueueWaitMs in milliseconds, default 500.
-	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=86400000
 	MaxQueueWaitMs int `json:"maxQueueWaitMs,omitempty"`
 }
@@ -338,19 +338,19 @@ type Concurrency struct {
 // Probe of liveness, as Kubernetes has it, with Azure ML's defaults.
 type Probe struct {
 	// InitialDelaySeconds, default 310.
-	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Minimum=1
 	InitialDelaySeconds int `json:"initialDelaySeconds,omitempty"`
 	// PeriodSeconds, default 10.
-	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Minimum=1
 	PeriodSeconds int `json:"periodSeconds,omitempty"`
 	// TimeoutSeconds, default 2.
-	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Minimum=1
 	TimeoutSeconds int `json:"timeoutSeconds,omitempty"`
 	// SuccessThreshold, default 1.
-	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Minimum=1
 	SuccessThreshold int `json:"successThreshold,omitempty"`
 	// FailureThreshold, default 3.
-	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Minimum=1
 	FailureThreshold int `json:"failureThreshold,omitempty"`
 }
 
@@ -421,16 +421,16 @@ type Strategy struct {
 	// +kubebuilder:validation:Enum=verdict;none
 	Gate GateMode `json:"gate,omitempty"`
 	// Alpha bounds P(ever rolling back a treatment that is not worse); default 0.01.
-	// +kubebuilder:validation:XValidation:rule="self == 0.0 || (self >= 1e-9 && self <= 0.5)",message="not between 1e-09 and 0.5; use a number from 1e-09 to 0.5 [invalid]"
+	// +kubebuilder:validation:XValidation:rule="self >= 1e-9 && self <= 0.5",message="not between 1e-09 and 0.5; use a number from 1e-09 to 0.5 [invalid]"
 	Alpha float64 `json:"alpha,omitempty"`
 	// Beta bounds P(ever promoting one ≥ R1 times worse and bad more often than MaxBadPercent); default 0.05.
-	// +kubebuilder:validation:XValidation:rule="self == 0.0 || (self >= 1e-9 && self <= 0.5)",message="not between 1e-09 and 0.5; use a number from 1e-09 to 0.5 [invalid]"
+	// +kubebuilder:validation:XValidation:rule="self >= 1e-9 && self <= 0.5",message="not between 1e-09 and 0.5; use a number from 1e-09 to 0.5 [invalid]"
 	Beta float64 `json:"beta,omitempty"`
 	// R0 is the tolerated ratio of bad rates; default 1.
-	// +kubebuilder:validation:XValidation:rule="self == 0.0 || (self >= 1.0 && self <= 1000.0)",message="not between 1 and 1000; use a number from 1 to 1000 [invalid]"
+	// +kubebuilder:validation:XValidation:rule="self >= 1.0 && self <= 1000.0",message="not between 1 and 1000; use a number from 1 to 1000 [invalid]"
 	R0 float64 `json:"r0,omitempty"`
 	// R1 is the ratio to be excluded before promotion; default 2.
-	// +kubebuilder:validation:XValidation:rule="self == 0.0 || (self >= 1.0 && self <= 1000.0)",message="not between 1 and 1000; use a number from 1 to 1000 [invalid]"
+	// +kubebuilder:validation:XValidation:rule="self >= 1.0 && self <= 1000.0",message="not between 1 and 1000; use a number from 1 to 1000 [invalid]"
 	R1 float64 `json:"r1,omitempty"`
 	// MaxBadPercent is a rate of bad requests so low that a treatment below it may be promoted; default 1.
 	// +kubebuilder:validation:XValidation:rule="self > 0.0 && self <= 100.0",message="not above 0 and up to 100; use per cent above 0 and up to 100; 1 is the default [invalid]"

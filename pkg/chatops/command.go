@@ -32,7 +32,7 @@ func (s *Service) carryOut(ctx context.Context, j job, t task, ask *authority) (
 		return o, nil
 	}
 	if len(boundTo(all, c.Repository.ID)) == 0 {
-		return refused(notBound()), nil
+		return refused(notBound(c.Repository.ID)), nil
 	}
 	if err := ask.check(ctx, s, c); err != nil {
 		if s.work.Err() != nil {
@@ -49,8 +49,9 @@ func (s *Service) carryOut(ctx context.Context, j job, t task, ask *authority) (
 	return s.apply(ctx, j, t)
 }
 
-func notBound() *rollout.Error {
-	return refuse(rollout.ReasonNotBound, "spec.repositories", "deploy to an endpoint from this repository first; that binds them",
+func notBound(repository int64) *rollout.Error {
+	return refuse(rollout.ReasonNotBound, "spec.repositories",
+		fmt.Sprintf("someone with the command line binds one with `sluice update ENDPOINT --bind-repository %d`; only a new endpoint is bound by its first deploy", repository),
 		"no endpoint is bound to this repository")
 }
 

@@ -22,7 +22,7 @@ type target struct {
 // what its author saw.
 func resolve(bound []*rollout.Endpoint, l Line, c Comment) (target, error) {
 	if len(bound) == 0 {
-		return target{}, notBound()
+		return target{}, notBound(c.Repository.ID)
 	}
 	candidates, names, err := choose(bound, l, c)
 	if err != nil {

@@ -11,6 +11,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -126,7 +128,11 @@ func Run(ctx context.Context, o Options) (Result, error) {
 		known = "known already"
 	}
 	o.Progress("packaged %d files, %d bytes (%s): %s", ship.Files, ship.Bytes, known, ship.Image)
-	return d.run(ctx)
+	res, err := d.run(ctx)
+	if err == nil && d.unbound != "" {
+		res.Message += "; " + d.unbound
+	}
+	return res, err
 }
 
 type deployment struct {
@@ -136,6 +142,8 @@ type deployment struct {
 	id   string
 	// prepared says that replicas are being made ready for a share.
 	prepared bool
+	// unbound says that the repository may not act on the endpoint, if it may not.
+	unbound string
 }
 
 func (d *deployment) run(ctx context.Context) (Result, error) {
@@ -144,6 +152,9 @@ func (d *deployment) run(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	d.Progress("%s", out.Message)
+	if d.unbound != "" {
+		d.Progress("%s (`sluice update %s --bind-repository ID` binds one)", d.unbound, d.key.Name)
+	}
 	res := Result{Endpoint: d.key, Version: d.ship.Name, Image: e.Spec.Version(d.ship.Name).Image, Changed: out.Changed, First: first, Message: out.Message, ScoringURI: e.Status.ScoringURI}
 	if v := e.Spec.Version(d.ship.Name); !out.Changed {
 		switch {
@@ -258,6 +269,9 @@ func (d *deployment) join(ctx context.Context) (*rollout.Endpoint, rollout.Outco
 		}
 		return op, nil
 	})
+	if err == nil && src.RepositoryID != 0 && !slices.Contains(e.Spec.Repositories, src.RepositoryID) {
+		d.unbound = fmt.Sprintf("repository %d is not bound to endpoint %s: its comments may not act on it", src.RepositoryID, d.key.Name)
+	}
 	return e, out, first, err
 }
 
@@ -480,6 +494,23 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 	return nil
 }
 
+// unsaid are the lines that a refusal does not quote already, as that of a failed init() does.
+func unsaid(lines string, cause error) string {
+	said := map[string]bool{}
+	for _, e := range rollout.AsErrors(cause) {
+		for l := range strings.SplitSeq(e.Message, "\n") {
+			said[strings.TrimSpace(l)] = true
+		}
+	}
+	var left []string
+	for _, l := range strings.Split(strings.TrimRight(lines, "\n"), "\n") {
+		if t := strings.TrimSpace(l); !said[t] {
+			left = append(left, l)
+		}
+	}
+	return strings.Trim(strings.Join(left, "\n"), "\n")
+}
+
 // giveUp leaves the version without a part and adds what its replicas wrote last.
 func (d *deployment) giveUp(cause error, first bool) error {
 	// The caller's context may end meanwhile: cleaning up has its own.
@@ -506,7 +537,7 @@ func (d *deployment) giveUp(cause error, first bool) error {
 			d.Progress("%s is left untyped at 0 per cent", d.ship.Name)
 		}
 	}
-	if lines != "" {
+	if lines = unsaid(lines, cause); lines != "" {
 		d.Progress("its last lines:\n%s", lines)
 	}
 	return cause

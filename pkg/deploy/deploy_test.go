@@ -295,3 +295,17 @@ func TestUnknownEndpointIsNotMade(t *testing.T) {
 		t.Errorf("got %v, want unknown_endpoint", err)
 	}
 }
+
+// A message that quotes what the replica wrote is not followed by the same lines.
+func TestUnsaid(t *testing.T) {
+	cause := fmt.Errorf("deploy: %w", &rollout.Error{Reason: rollout.ReasonInitFailed, Message: "init() failed:\nTraceback:\n  File x\nValueError: no", Hint: "mend it"})
+	if got := unsaid("Traceback:\n  File x\nValueError: no\nprocess 7 ended\n", cause); got != "process 7 ended" {
+		t.Errorf("got %q", got)
+	}
+	if got := unsaid("Traceback:\n  File x\nValueError: no\n", cause); got != "" {
+		t.Errorf("got %q", got)
+	}
+	if got := unsaid("one\ntwo\n", context.Canceled); got != "one\ntwo" {
+		t.Errorf("got %q", got)
+	}
+}

@@ -54,7 +54,7 @@ func (s Shipper) Ship(ctx context.Context, dir string) (deploy.Shipment, error) 
 		_ = f.Close()
 		_ = os.Remove(f.Name())
 	}()
-	pack, err := project.Package(ctx, dir, f)
+	pack, err := project.Package(ctx, dir, f, nil)
 	if err != nil {
 		return deploy.Shipment{}, err
 	}

@@ -19,6 +19,10 @@ const maxIncludes = 1000
 // models are.
 const VariableModelDir = "AZUREML_MODEL_DIR"
 
+// VariablePort is the environment variable that tells a server of the project's own
+// where to listen.
+const VariablePort = "PORT"
+
 // modelPattern is Azure ML's pattern for names of models; it also keeps names and
 // versions usable as parts of a path.
 var modelPattern = regexp.MustCompile(`^[A-Za-z0-9][-._A-Za-z0-9]{0,254}$`)
@@ -78,9 +82,21 @@ func (m *Manifest) check() []*rollout.Error {
 }
 
 func (c *checker) reserved(field, name string) {
-	if name == VariableModelDir {
-		c.add(field, "remove it; the folder it names follows from models", "Sluice sets %s itself", name)
+	if hint, reserved := Reserved(name); reserved {
+		c.add(field, hint, "Sluice sets %s itself", name)
 	}
+}
+
+// Reserved says of a variable whether Sluice sets it itself, whatever the manifest or a version
+// says, and what to do instead.
+func Reserved(name string) (hint string, reserved bool) {
+	switch name {
+	case VariableModelDir:
+		return "remove it; the folder it names follows from models", true
+	case VariablePort:
+		return "remove it; a server of your own listens on the port in it, or on scoring.server.port", true
+	}
+	return "", false
 }
 
 func (m *Manifest) checkHead(c *checker) {

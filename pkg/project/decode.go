@@ -447,6 +447,7 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, field string) {
 			return
 		}
 		v.SetInt(i)
+		d.zero(n, i == 0, field)
 	case reflect.Float32, reflect.Float64:
 		raw, ok := number(n)
 		if !ok {
@@ -459,9 +460,20 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, field string) {
 			return
 		}
 		v.SetFloat(f)
+		d.zero(n, f == 0, field)
 	default:
 		// A field of a kind that no manifest type has; a test guards it.
 		d.fail(n, rollout.ReasonInternal, field, "", "cannot be decoded into %s", v.Type())
+	}
+}
+
+// zero refuses a zero that would be taken for a field that is left out.
+func (d *decoder) zero(n *yaml.Node, is bool, field string) {
+	if !is {
+		return
+	}
+	if e := rollout.ExplicitZero(field); e != nil {
+		d.fail(n, e.Reason, field, e.Hint, "%s", e.Message)
 	}
 }
 

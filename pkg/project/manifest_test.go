@@ -185,6 +185,13 @@ func TestParseMistakes(t *testing.T) {
 		{"number as a variable", ok + "version: {environmentVariables: {A: 1}}\n", `m.yaml:5:37: version.environmentVariables[A]: 1 is not a string: put it in quotes (invalid)`},
 		{"no value", "apiVersion: sluice.dev/v1alpha1\nkind: Project\nendpoint:\n" + script, `m.yaml:3:10: endpoint: has no value (invalid); give it a value, or remove it`},
 		{"no value in a list", ok + "include:\n  - \n", `m.yaml:6:4: include[0]: has no value (invalid); give it a value, or remove it`},
+		{"the port", ok + "environment: {variables: {PORT: \"80\"}}\n", `m.yaml:5:27: environment.variables[PORT]: Sluice sets PORT itself (invalid); remove it; a server of your own listens on the port in it, or on scoring.server.port`},
+		{"zero for not given", ok + "version: {concurrency: {maxQueueWaitMs: 0}}\n", `m.yaml:5:41: version.concurrency.maxQueueWaitMs: 0 is not a value that it can have (invalid); use 1 for practically no waiting, or leave it out for the default of 500`},
+		{"zero of a timeout", ok + "version: {scoringTimeoutMs: -0}\n", `m.yaml:5:29: version.scoringTimeoutMs: 0 is not a value that it can have (invalid); use 1 or more, or leave it out for the default of 60000`},
+		{"zero of a probe", ok + "version: {livenessProbe: {periodSeconds: 0}}\n", `m.yaml:5:42: version.livenessProbe.periodSeconds: 0 is not a value that it can have (invalid); use 1 or more, or leave it out for the default of 10`},
+		{"zero of a strategy", ok + "strategy: {alpha: 0.0}\n", `m.yaml:5:19: strategy.alpha: 0 is not a value that it can have (invalid); use a number from 1e-09 to 0.5, or leave it out for the default of 0.01`},
+		{"zero of a ratio", ok + "strategy: {r0: 5, r1: 0}\n", `m.yaml:5:23: strategy.r1: 0 is not a value that it can have (invalid); use a number from 1 to 1000, or leave it out for the default of 2`},
+
 		{"NUL", head + "scoring: {entryScript: \"a\\0.py\"}\n", `m.yaml:4:24: scoring.entryScript: holds a NUL character (invalid); remove it`},
 
 		{"no apiVersion", "kind: Project\nendpoint: fraud\n" + script, "m.yaml:1:1: apiVersion: is missing (invalid); write `apiVersion: sluice.dev/v1alpha1`"},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 )
 
 // Result of Package.
@@ -23,17 +24,18 @@ type Result struct {
 
 // Package reads the manifest of the project in dir, plans what ships, writes its
 // archive to out and names the version that it makes. A file that out is does not
-// ship, so that an archive may be written into its own project. The checks are those
-// of Load: a project that breaks one is not packaged.
-func Package(ctx context.Context, dir string, out io.Writer, checks ...Check) (Result, error) {
+// ship, nor do those in besides (such as what the archive will replace), so that an
+// archive may be written into its own project. The checks are those of Load: a project
+// that breaks one is not packaged.
+func Package(ctx context.Context, dir string, out io.Writer, besides []fs.FileInfo, checks ...Check) (Result, error) {
 	m, err := Load(dir, checks...)
 	if err != nil {
 		return Result{}, err
 	}
-	var skip fs.FileInfo
+	skip := slices.Clone(besides)
 	if f, ok := out.(interface{ Stat() (fs.FileInfo, error) }); ok {
 		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
-			skip = info
+			skip = append(skip, info)
 		}
 	}
 	l, err := plan(ctx, dir, m, skip)

@@ -131,8 +131,9 @@ type Listing struct {
 	rules    string // name of the files with rules
 	// nested are directories with a .git of their own.
 	nested []string
-	// skip is a file that never ships: the archive itself, if it is written into the project.
-	skip     fs.FileInfo
+	// skip are files that never ship: the archive itself, if it is written into the project,
+	// and what it replaces there.
+	skip     []fs.FileInfo
 	refusals []*rollout.Error
 	refused  int
 }
@@ -153,7 +154,7 @@ func Plan(ctx context.Context, dir string, m *Manifest) (*Listing, error) {
 	return plan(ctx, dir, m, nil)
 }
 
-func plan(ctx context.Context, dir string, m *Manifest, skip fs.FileInfo) (*Listing, error) {
+func plan(ctx context.Context, dir string, m *Manifest, skip []fs.FileInfo) (*Listing, error) {
 	t, err := openTree(dir)
 	if err != nil {
 		return nil, err
@@ -329,6 +330,11 @@ func (l *Listing) survey(ctx context.Context, t *tree) error {
 		}
 	}
 	return l.walkLayout(ctx, t, func(*item) error { l.Layout++; return nil })
+}
+
+// skipped tells whether a file is one of those that never ship.
+func (l *Listing) skipped(info fs.FileInfo) bool {
+	return slices.ContainsFunc(l.skip, func(s fs.FileInfo) bool { return os.SameFile(s, info) })
 }
 
 // within tells whether p is place or below it; everything but "" is below "".
@@ -524,7 +530,11 @@ func (w *walker) entry(d walkDir, name string) error {
 		it.Action, it.Rule = Leave, &Rule{Built: "never ships"}
 		return w.fn(it)
 	}
-	if w.l.skip != nil && os.SameFile(w.l.skip, info) {
+	if w.l.skipped(info) {
+		if full == w.l.manifest.entryPath() || w.l.forced[full] != nil {
+			// It would be left out, and then written over.
+			return w.refused(it, rollout.ReasonInvalid, "write the archive to another file", "is a part of the project, and where its archive is to be written")
+		}
 		it.Action, it.Rule = Leave, &Rule{Built: "the archive itself"}
 		return w.fn(it)
 	}
@@ -644,6 +654,10 @@ func (w *walker) link(it *item, name string) error {
 	}
 	if neverShips(r.path) {
 		return w.refused(it, rollout.ReasonUnsafeFile, hint, "is a symbolic link to %s, which never ships", printable(target))
+	}
+	if r.info != nil && w.l.skipped(r.info) {
+		it.Action, it.Rule = Leave, &Rule{Built: "leads to the archive itself"}
+		return w.fn(it)
 	}
 	// A link on the way to what the manifest names needs no more than that, which ships.
 	if r.info != nil && r.path != "." && w.l.forced[it.Path] == nil {

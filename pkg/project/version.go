@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -91,7 +90,7 @@ func Git(ctx context.Context, l *Listing) (Source, error) {
 	if !commitPattern.MatchString(s.Commit) {
 		return Source{}, fmt.Errorf("ask git for the commit: it said %q", s.Commit)
 	}
-	if s.Dirty, err = g.changed(ctx, l.skip); err != nil {
+	if s.Dirty, err = g.changed(ctx, l); err != nil {
 		return Source{}, err
 	}
 	if s.Dirty {
@@ -175,22 +174,28 @@ func (b *bounded) Write(p []byte) (int, error) {
 }
 
 // changed tells whether git sees changed or untracked files, apart from the archive
-// that is being written.
-func (g gitRepo) changed(ctx context.Context, archive fs.FileInfo) (bool, error) {
+// that is being written and what it replaces.
+func (g gitRepo) changed(ctx context.Context, l *Listing) (bool, error) {
 	status, err := g.run(ctx, nil, "status", "--porcelain", "-z", "--untracked-files=normal", "--", ".")
 	if err != nil || len(status) == 0 {
 		return false, err
 	}
-	only, alone := strings.CutPrefix(string(status), "?? ")
-	if archive == nil || !alone || strings.Count(only, "\x00") != 1 {
+	entries := strings.Split(strings.TrimSuffix(string(status), "\x00"), "\x00")
+	if len(entries) > len(l.skip) {
 		return true, nil
 	}
 	top, err := g.run(ctx, nil, "rev-parse", "--show-toplevel")
 	if err != nil {
 		return false, err
 	}
-	info, err := os.Lstat(filepath.Join(strings.TrimSuffix(string(top), "\n"), strings.TrimSuffix(only, "\x00")))
-	return err != nil || !os.SameFile(info, archive), nil
+	for _, e := range entries {
+		name, untracked := strings.CutPrefix(e, "?? ")
+		info, err := os.Lstat(filepath.Join(strings.TrimSuffix(string(top), "\n"), name))
+		if !untracked || err != nil || !l.skipped(info) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // shipsUntracked tells whether a file ships that git ignores and does not track, or

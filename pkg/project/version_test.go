@@ -216,7 +216,7 @@ func TestPackage(t *testing.T) {
 		"sluice.yaml": simple + "models: [{name: m, version: \"1\", path: m.pkl}]\n", "score.py": "x", "m.pkl": "x", "link": "->m.pkl",
 	})
 	var b bytes.Buffer
-	got, err := Package(t.Context(), dir, &b)
+	got, err := Package(t.Context(), dir, &b, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +239,7 @@ func TestPackage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := Package(t.Context(), dir, out)
+		got, err := Package(t.Context(), dir, out, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -253,10 +253,10 @@ func TestPackage(t *testing.T) {
 			t.Errorf("%+v: %s", got.Source, got.Version)
 		}
 	}
-	if _, err := Package(t.Context(), t.TempDir(), &b); rollout.ReasonOf(err) != rollout.ReasonInvalid {
+	if _, err := Package(t.Context(), t.TempDir(), &b, nil); rollout.ReasonOf(err) != rollout.ReasonInvalid {
 		t.Errorf("no project: %v", err)
 	}
-	if _, err := Package(t.Context(), dir, failWriter{}); err == nil || !strings.Contains(err.Error(), "the disk is full") {
+	if _, err := Package(t.Context(), dir, failWriter{}, nil); err == nil || !strings.Contains(err.Error(), "the disk is full") {
 		t.Errorf("%v", err)
 	}
 }

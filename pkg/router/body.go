@@ -21,7 +21,7 @@ const (
 	// bodyStall is how long a client may send nothing in the middle of its body, and
 	// how long it may take for a body that is kept.
 	bodyStall = 30 * time.Second
-	// writeStall is how long a client may read nothing of its answer.
+	// writeStall is how long a client may read nothing of an answer for which it holds no slot.
 	writeStall = 30 * time.Second
 )
 
@@ -52,6 +52,41 @@ func defaultUploads() uploads {
 func (u uploads) left(n int64, taken time.Duration) time.Duration {
 	earned := time.Duration(float64(n) / float64(u.rate) * float64(time.Second))
 	return min(u.grace+earned, u.most) - taken
+}
+
+// downloads bounds how long a client may hold a slot with an answer that it is to read. Only the time
+// for which writing to it waits counts, never that for which the replica is waited for: a bucket
+// of patience, which what it has taken fills again.
+type downloads struct {
+	// patience is the longest pause. It is longer than that of uploads, because a system hands on
+	// room in its buffers in large pieces: a third of a buffer of 4 MiB takes 20 s at the rate below.
+	patience time.Duration
+	// rate is in bytes a second.
+	rate int64
+	// most is the longest that writing may wait in all.
+	most time.Duration
+}
+
+func defaultDownloads() downloads {
+	return downloads{patience: 20 * time.Second, rate: 64 << 10, most: 5 * time.Minute}
+}
+
+// reader is a client of which an answer's parts are asked to be read.
+type reader struct {
+	limits downloads
+	// spent is what is used of the patience, taken the time that writing has waited in all.
+	spent, taken time.Duration
+}
+
+// left is how long the next part may take.
+func (r *reader) left() time.Duration {
+	return min(r.limits.patience-r.spent, r.limits.most-r.taken)
+}
+
+// took counts a part of n bytes for which writing waited that long.
+func (r *reader) took(n int, d time.Duration) {
+	r.taken += d
+	r.spent = max(0, r.spent+d-time.Duration(float64(n)/float64(r.limits.rate)*float64(time.Second)))
 }
 
 var crlf = []byte("\r\n")

@@ -486,6 +486,7 @@ func (c *call) relay(resp *http.Response, complete bool, outcome dispatch.Outcom
 	// The time to the end is the replica's only while it is waited for; a client that
 	// reads slowly costs it nothing.
 	left := c.budget - time.Since(c.sent)
+	client := reader{limits: c.router.opts.downloads}
 	for {
 		from := time.Now()
 		_ = c.conn.SetReadDeadline(from.Add(left))
@@ -495,12 +496,21 @@ func (c *call) relay(resp *http.Response, complete bool, outcome dispatch.Outcom
 		n, err := resp.Body.Read(buf)
 		left -= time.Since(from)
 		if n > 0 {
-			c.writeDeadline()
-			if _, err := c.w.Write(buf[:n]); err != nil {
+			began := time.Now()
+			if d, ok := c.w.(deadlines); ok {
+				_ = d.SetWriteDeadline(began.Add(client.left()))
+			}
+			m, err := c.w.Write(buf[:n])
+			if err == nil && flush {
+				flusher.Flush() // what fails here ends the request's context
+			}
+			client.took(m, time.Since(began))
+			if client.left() <= 0 || err != nil && isTimeout(err) {
+				c.router.log.Debug("client reads too slowly", "endpoint", c.head.target.key.String(), "version", c.version, "requestId", c.head.id)
 				return c.gone()
 			}
-			if flush {
-				flusher.Flush()
+			if err != nil {
+				return c.gone()
 			}
 		}
 		if err == io.EOF {
@@ -519,6 +529,7 @@ func (c *call) relay(resp *http.Response, complete bool, outcome dispatch.Outcom
 	c.giveBack()
 	c.lease.Release(true)
 	c.measured.Bad = c.lease.Judge(outcome)
+	c.writeDeadline() // for what net/http still holds
 	return true
 }
 

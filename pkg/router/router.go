@@ -60,8 +60,9 @@ type Options struct {
 	// MaxQueue is how many requests may wait for one version; 0 means dispatch.DefaultMaxQueue.
 	MaxQueue int
 
-	// uploads are always the default outside of tests.
-	uploads uploads
+	// uploads and downloads are always the defaults outside of tests.
+	uploads   uploads
+	downloads downloads
 }
 
 // Limits against clients that are slow or many.
@@ -113,6 +114,9 @@ func New(o Options) (*Router, error) {
 	}
 	if o.uploads == (uploads{}) {
 		o.uploads = defaultUploads()
+	}
+	if o.downloads == (downloads{}) {
+		o.downloads = defaultDownloads()
 	}
 	rt := &Router{
 		namespace: o.Namespace, opts: o, epoch: rand.Text(),

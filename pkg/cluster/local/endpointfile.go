@@ -191,6 +191,9 @@ func decodeEndpoint(path string, key rollout.Key, data []byte, modified time.Tim
 			return nil, fail(0, err)
 		}
 	}
+	for _, rule := range explicitZeros(data) {
+		errs = append(errs, fail(lineOf(&doc, rule.Field), rule))
+	}
 	for i := range e.Spec.Versions {
 		v := &e.Spec.Versions[i]
 		if was, there := c.Versions[v.Name]; there && was != identityHash(v) {
@@ -226,6 +229,17 @@ func decodeEndpoint(path string, key rollout.Key, data []byte, modified time.Tim
 	sum := sha256.Sum256(data)
 	m.ResourceVersion = fmt.Sprintf("%d-%x", counter, sum[:6])
 	return &stored{endpoint: e, counter: counter}, nil
+}
+
+// explicitZeros looks for them in what was written, which the endpoint does not tell any more.
+func explicitZeros(data []byte) []*rollout.Error {
+	var written struct {
+		Spec any `json:"spec"`
+	}
+	if err := yaml.Unmarshal(data, &written); err != nil {
+		return nil // it has been decoded before
+	}
+	return rollout.ExplicitZeros("spec", written.Spec)
 }
 
 func specHash(s *rollout.Spec) string {

@@ -67,7 +67,7 @@ func ship(t *testing.T, a *local.Archives, files map[string]string) string {
 	}
 	var res project.Result
 	digest, _, err := a.Write(t.Context(), func(w io.Writer) (err error) {
-		res, err = project.Package(t.Context(), src, w)
+		res, err = project.Package(t.Context(), src, w, nil)
 		return err
 	})
 	if err != nil {

@@ -555,6 +555,7 @@ func TestMistakesNameTheirLine(t *testing.T) {
 		"a pod's template": {"    name: v2", "    name: v2\n    template: {spec: {}}", "template:", "not_supported_yet"},
 		"a secret":         {"    name: v2", "    name: v2\n    environmentVariables: {TOKEN: {secret: s, key: k}}", "TOKEN", "not_supported_yet"},
 		"name of another":  {"name: fraud", "name: fraudster", "metadata:", "holds models/fraudster"},
+		"a zero":           {"    name: v2", "    name: v2\n    scoringTimeoutMs: 0", "scoringTimeoutMs: 0", "default of 60000"},
 		"not an endpoint":  {"kind: ModelEndpoint", "kind: Service", "kind: Service", "kind"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -10,8 +10,10 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -206,20 +208,35 @@ func (a *app) rollbackCmd() *cobra.Command {
 	}
 }
 
+// roleHint names the types that can be given by hand.
+const roleHint = "use control, treatment or none"
+
 func (a *app) updateCmd() *cobra.Command {
 	var (
 		percent, role                                     string
 		isDefault, control                                bool
 		replicas, minR, maxR, target, slots, wait, timeMs int
 		env                                               []string
+		bind, unbind                                      int64
 	)
 	c := &cobra.Command{
-		Use:   "update ENDPOINT VERSION",
-		Short: "Change a version's claim, role or settings",
-		Args:  cobra.ExactArgs(2),
+		Use:   "update ENDPOINT [VERSION]",
+		Short: "Change a version's claim, role or settings, or which repositories may act on an endpoint",
+		Long: `Change a version's claim, role or settings.
+
+Without VERSION, --bind-repository lets the comments of a GitHub repository act on the endpoint,
+and --unbind-repository ends that. "gh api repos/OWNER/NAME --jq .id" prints a repository's id.`,
+		Args: cobra.RangeArgs(1, 2),
 		RunE: func(c *cobra.Command, args []string) error {
-			op := rollout.Update{Version: args[1], Default: isDefault}
 			set := c.Flags().Changed
+			if len(args) == 1 || set("bind-repository") || set("unbind-repository") {
+				op, err := binding(c.Flags(), args, bind, unbind)
+				if err != nil {
+					return err
+				}
+				return a.change(c.Context(), change{endpoint: args[0], op: op})
+			}
+			op := rollout.Update{Version: args[1], Default: isDefault}
 			if set("percent") {
 				p, err := rollout.ValidatePercent("--percent", percent)
 				if err != nil {
@@ -227,18 +244,41 @@ func (a *app) updateCmd() *cobra.Command {
 				}
 				op.Percent = &p
 			}
+			// The same in the domain as a setting that is not given.
+			for _, f := range []struct {
+				name  string
+				value int
+				use   string
+			}{
+				{"target-utilization", target, "use per cent from 1 to 100"}, {"slots", slots, "use 1 or more"},
+				{"queue-wait-ms", wait, "use 1 for practically no waiting"}, {"scoring-timeout-ms", timeMs, "use 1 or more"},
+			} {
+				if set(f.name) && f.value == 0 {
+					return misuse("--"+f.name, f.use+", or leave it out to change nothing about it", "--%s 0 is not a value that it can have", f.name)
+				}
+			}
 			if control && set("type") {
 				return misuse("--control", "use one of them", "--control and --type say the same")
 			}
 			if control {
 				role = string(rollout.Control)
 			}
-			if role != "" {
-				r := rollout.Role(role)
-				if role == "none" {
-					r = rollout.Untyped
+			switch role {
+			case "":
+				if set("type") {
+					return misuse("--type", roleHint, "--type is empty")
 				}
+			case "control", "treatment":
+				r := rollout.Role(role)
 				op.Type = &r
+			case "none":
+				r := rollout.Untyped
+				op.Type = &r
+			case string(rollout.Standby):
+				r := rollout.Standby
+				op.Type = &r // the transition says why not
+			default:
+				return misuse("--type", roleHint, "--type %q is not known", role)
 			}
 			sys, err := a.open(c.Context())
 			if err != nil {
@@ -301,6 +341,9 @@ func (a *app) updateCmd() *cobra.Command {
 						if !ok {
 							return nil, misuse("--env", "write NAME=VALUE", "--env %q has no =", kv)
 						}
+						if hint, reserved := project.Reserved(k); reserved {
+							return nil, misuse("--env", hint, "Sluice sets %s itself", k)
+						}
 						s.EnvironmentVariables[k] = rollout.EnvValue{Value: x}
 					}
 				}
@@ -320,7 +363,7 @@ func (a *app) updateCmd() *cobra.Command {
 	f.StringVar(&percent, "percent", "", "share of traffic to claim, 0 to 100")
 	f.BoolVar(&isDefault, "default", false, "make it the default, which gets what no version claims")
 	f.BoolVar(&control, "control", false, "make it the control that treatments are compared with")
-	f.StringVar(&role, "type", "", "control, treatment or none")
+	f.StringVar(&role, "type", "", "role: control, treatment or none")
 	f.IntVar(&replicas, "replicas", 0, "fixed number of replicas instead of autoscaling")
 	f.IntVar(&minR, "min-replicas", 0, "fewest replicas")
 	f.IntVar(&maxR, "max-replicas", 0, "most replicas")
@@ -328,8 +371,31 @@ func (a *app) updateCmd() *cobra.Command {
 	f.IntVar(&slots, "slots", 0, "requests that one replica may have at once (replaces the replicas)")
 	f.IntVar(&wait, "queue-wait-ms", 0, "how long a request may wait for a slot, in milliseconds")
 	f.IntVar(&timeMs, "scoring-timeout-ms", 0, "how long scoring may take, in milliseconds (replaces the replicas)")
+	f.Int64Var(&bind, "bind-repository", 0, "id of a GitHub repository whose comments may act on the endpoint; without VERSION")
+	f.Int64Var(&unbind, "unbind-repository", 0, "id of a GitHub repository whose comments may not act on it any more; without VERSION")
 	f.StringArrayVar(&env, "env", nil, "NAME=VALUE for the replicas (replaces the replicas); can be repeated")
 	return c
+}
+
+// binding is what update means without a version.
+func binding(f *pflag.FlagSet, args []string, bind, unbind int64) (rollout.Op, error) {
+	const field = "--bind-repository"
+	ofVersion := false
+	for _, name := range []string{"percent", "default", "control", "type", "replicas", "min-replicas", "max-replicas", "target-utilization", "slots", "queue-wait-ms", "scoring-timeout-ms", "env"} {
+		ofVersion = ofVersion || f.Changed(name)
+	}
+	switch toBind, toUnbind := f.Changed("bind-repository"), f.Changed("unbind-repository"); {
+	case !toBind && !toUnbind:
+		return nil, misuse("", "name the version, or use --bind-repository or --unbind-repository", "update needs a VERSION")
+	case toBind && toUnbind:
+		return nil, misuse(field, "use one after the other", "--bind-repository and --unbind-repository are two changes")
+	case len(args) == 2 || ofVersion:
+		return nil, misuse(field, "leave VERSION and its flags out", "a repository is bound to the whole endpoint")
+	case toBind:
+		return rollout.Bind{Repository: bind}, nil
+	default:
+		return rollout.Unbind{Repository: unbind}, nil
+	}
 }
 
 func (a *app) deleteCmd() *cobra.Command {

@@ -4,8 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
+	"io/fs"
 	"strconv"
 	"time"
 
@@ -34,7 +33,7 @@ func (s shipper) Ship(ctx context.Context, dir string) (deploy.Shipment, error) 
 	var res project.Result
 	digest, known, err := s.archives.Write(ctx, func(w io.Writer) error {
 		var err error
-		res, err = project.Package(ctx, dir, w, local.CheckProject)
+		res, err = project.Package(ctx, dir, w, nil, local.CheckProject)
 		return err
 	})
 	if err != nil {
@@ -87,7 +86,7 @@ ENDPOINT VERSION") or makes room for a seventh version. The same deploy again go
 				r := rollout.Untyped
 				o.Type = &r
 			default:
-				return misuse("--type", "use treatment, control or none", "--type %q is not known", role)
+				return misuse("--type", roleHint, "--type %q is not known", role)
 			}
 			if pr < 0 {
 				return misuse("--pull-request", "give its number", "--pull-request %d is none", pr)
@@ -100,7 +99,7 @@ ENDPOINT VERSION") or makes room for a seventh version. The same deploy again go
 	f.StringVar(&o.Endpoint, "endpoint", "", "endpoint to join instead of the manifest's")
 	f.StringVar(&o.Version, "version", "", "name of the version instead of the one by the commit")
 	f.StringVar(&percent, "percent", "", "share of traffic to begin with, 0 to 100")
-	f.StringVar(&role, "type", "treatment", "role once ready: treatment, control or none")
+	f.StringVar(&role, "type", "treatment", "role once ready: control, treatment or none")
 	f.BoolVar(&o.Default, "default", false, "make it the default once ready")
 	f.StringVar(&o.Description, "description", "", "free text, kept with the version")
 	f.StringVar(&commit, "commit", "", "commit that it is made from (default: git's)")
@@ -169,7 +168,8 @@ func (a *app) packageCmd() *cobra.Command {
 		Short: "Make a project's archive, or list what ships and what stays out",
 		Long: `Make a project's archive, or list what ships and what stays out.
 
-"-o FILE" writes the archive to FILE. The words table, json and yaml after -o are the output
+"-o FILE" writes the archive to FILE: a file appears complete or not at all, a symbolic link
+is followed, and a device or a named pipe is written to as it stands. The words table, json and yaml after -o are the output
 format, as in every command; write "-o ./json" for a file of that name. Both may be given.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -240,26 +240,22 @@ func (a *app) packageList(ctx context.Context, dir string) error {
 
 func (a *app) packageTo(ctx context.Context, dir, out string) (err error) {
 	w := io.Discard
+	var besides []fs.FileInfo
 	if out != "" {
-		// The file appears complete or not at all.
-		f, ferr := os.CreateTemp(filepath.Dir(out), "."+filepath.Base(out)+".tmp-*")
+		f, ferr := a.openArchiveFile(ctx, out)
 		if ferr != nil {
-			return fmt.Errorf("write archive: %w", ferr)
+			return ferr
 		}
-		defer func() {
-			if cerr := f.Close(); err == nil && cerr != nil {
-				err = fmt.Errorf("write archive: %w", cerr)
-			}
-			if err == nil {
-				err = os.Rename(f.Name(), out)
-			}
-			if err != nil {
-				_ = os.Remove(f.Name())
-			}
-		}()
-		w = f
+		defer func() { err = f.close(err) }()
+		if f.stdout {
+			// What is said of the archive must not end up in it.
+			said := *a
+			said.io.Out = a.io.Err
+			a = &said
+		}
+		w, besides = f.w, f.replaced
 	}
-	res, err := project.Package(ctx, dir, w)
+	res, err := project.Package(ctx, dir, w, besides)
 	if err != nil {
 		return err
 	}
