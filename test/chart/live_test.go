@@ -371,6 +371,15 @@ func TestLiveRights(t *testing.T) {
 		}
 		return nil
 	})
+	for ns, field := range map[string]string{l.models: "involvedObject.name=fraud", l.system: "involvedObject.name=sluice-control"} {
+		until(t, "event of "+field, func() error {
+			events, err := l.client.CoreV1().Events(ns).List(ctx, metav1.ListOptions{FieldSelector: field})
+			if err == nil && len(events.Items) == 0 {
+				err = errors.New("none")
+			}
+			return err
+		})
+	}
 	comment := gh.Comment(100, "acme/fraud", 41, "alice", "/hold for a test", time.Time{})
 	until(t, "delivery", func() error {
 		resp, err := http.DefaultClient.Do(githubtest.Delivery("http://"+hook+"/webhooks/github", secret, "issue_comment", "guid", githubtest.CommentEvent(comment)))
@@ -410,8 +419,11 @@ func TestLiveRights(t *testing.T) {
 	}
 	until(t, "changed fleet", func() error {
 		d, err := l.client.AppsV1().Deployments(l.models).List(ctx, fleet)
-		if err != nil || len(d.Items) != 1 {
-			return fmt.Errorf("%d deployments, %v", len(d.Items), err)
+		if err != nil {
+			return err
+		}
+		if len(d.Items) != 1 {
+			return fmt.Errorf("%d deployments", len(d.Items))
 		}
 		if grace := *d.Items[0].Spec.Template.Spec.TerminationGracePeriodSeconds; grace != 43 {
 			return fmt.Errorf("grace period %d", grace)
