@@ -28,6 +28,8 @@ type FleetWorld struct {
 	Missing string
 	// Wait bounds how long a replica takes to start or to drain.
 	Wait time.Duration
+	// LogsEnd says that logs go with the replicas that wrote them, as on Kubernetes.
+	LogsEnd bool
 	// Answers says that replicas are real and answer GET / at their address with 200.
 	Answers bool
 }
@@ -418,6 +420,11 @@ func Fleet(t *testing.T, w FleetWorld) {
 			t.Fatal(err)
 		}
 		gone(t, f, key)
+		if w.LogsEnd {
+			_, err := f.Logs(t.Context(), key, cluster.LogOptions{})
+			wantIs(t, err, cluster.ErrNotFound, "logs of a fleet that is gone")
+			return
+		}
 		if ls := lines(cluster.LogOptions{}); !slices.ContainsFunc(ls, func(l string) bool { return strings.Contains(l, w.Writes) }) {
 			t.Errorf("after the fleet is gone its logs are %q", ls)
 		}

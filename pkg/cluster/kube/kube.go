@@ -17,6 +17,7 @@ import (
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -82,7 +83,6 @@ type Cluster struct {
 	config  *rest.Config
 	client  client.WithWatch
 	cache   cache.Cache
-	wanted  []client.Object
 }
 
 // New connects to nothing yet; it fails if the configuration makes no sense.
@@ -119,7 +119,11 @@ func New(config *rest.Config, o Options) (*Cluster, error) {
 		// Everything is read again now and then only by who asks for it; watches resume by themselves.
 		SyncPeriod: durationOf(10 * time.Hour),
 		DefaultWatchErrorHandler: func(_ context.Context, r *toolscache.Reflector, err error) {
-			o.Logger.Debug("a watch ended and begins again", "of", r.TypeDescription(), "error", err)
+			level := slog.LevelDebug
+			if apierrors.IsForbidden(err) || apierrors.IsNotFound(err) { // no right to it, or no definition: it will not pass by itself
+				level = slog.LevelWarn
+			}
+			o.Logger.Log(context.Background(), level, "a watch ended and begins again", "of", r.TypeDescription(), "error", err)
 		},
 	}
 	if len(o.Namespaces) > 0 {
