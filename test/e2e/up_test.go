@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"os/exec"
 	"sort"
@@ -316,15 +317,23 @@ func TestColdReplica(t *testing.T) {
 	c := newClient(s.url("cold"), s.key("cold"))
 	stop := c.open(200)
 	began := time.Now()
-	peak := 0
+	peak, service := 0, 0.02
 	for time.Since(began) < 30*time.Second {
 		peak = max(peak, desired(s, "cold", "v"))
+		if r, err := s.report(t.Context()); err == nil {
+			for _, v := range r.Versions {
+				if v.Version == "v" {
+					service = max(service, v.ServiceSeconds)
+				}
+			}
+		}
 		time.Sleep(50 * time.Millisecond)
 	}
 	all := stop()
 	late := failures(all[len(all)*5/6:])
-	need := 6 // ceil(200 × 0.02 / 0.7)
-	t.Logf("peak of %d replicas, need %d; %d of the last %d requests failed", peak, need, len(late), len(all)/6)
+	// On a machine that is busy otherwise a model of 20 ms takes longer, and so needs more.
+	need := int(math.Ceil(200*service/0.7 - 1e-6))
+	t.Logf("peak of %d replicas, need %d at the %.1f ms that a request took at most on average (6 at 20 ms); %d of the last %d requests failed", peak, need, 1000*service, len(late), len(all)/6)
 	if float64(peak) > 1.5*float64(need) {
 		t.Errorf("peak of %d replicas, need %d", peak, need)
 	}
