@@ -84,6 +84,11 @@ cluster-up: cluster ## a one-node Kubernetes on this machine, with base images; 
 cluster-down: cluster
 	@$(BIN)/cluster down
 
+# Tests that need a cluster: the ports' suites on it, the definitions, the chart, and Sluice installed on it.
+.PHONY: cluster-e2e
+cluster-e2e: cluster-up helm
+	@test/cluster-e2e $(BIN)/cluster
+
 cluster-test: cluster ## the cluster's own test
 	@$(BIN)/cluster build && cd test/cluster && go vet ./... && go test -count=1 -v ./...
 
