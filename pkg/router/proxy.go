@@ -72,6 +72,9 @@ func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	id := []string{x.head.id}
 	h[headerRequestID], h[headerMSRequestID] = id, id
+	if rt.draining.Load() {
+		h["Connection"] = []string{"close"}
+	}
 	abort = !x.serve()
 }
 

@@ -50,6 +50,10 @@ type Options struct {
 	// the last; one that ends with an error ends the router.
 	Background []func(ctx context.Context, r *Router) error
 
+	// DrainTime is how long, once ctx has ended, new requests are still served as before, each with
+	// its connection closed after the answer: clients that keep connections open then go to another router,
+	// and none sends into a connection that is just being closed. 0 is none.
+	DrainTime time.Duration
 	// ShutdownTimeout bounds how long requests in flight are waited for at the end; 0 means 30 s.
 	ShutdownTimeout time.Duration
 	// StartTimeout is how long connections wait in the listener for the first table; then
@@ -239,6 +243,9 @@ func (rt *Router) Run(ctx context.Context) (err error) {
 	<-ctx.Done()
 
 	rt.draining.Store(true)
+	if errors.Is(context.Cause(ctx), context.Canceled) { // not after a failure
+		time.Sleep(o.DrainTime)
+	}
 	bounded, done := context.WithTimeout(base, o.ShutdownTimeout)
 	defer done()
 	if err := data.Shutdown(bounded); err != nil {

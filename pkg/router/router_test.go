@@ -1282,6 +1282,39 @@ func TestShutdownLetsRequestsEnd(t *testing.T) {
 	}
 }
 
+// While it drains a router still serves, and closes each connection after its answer.
+func TestDrainServesAndClosesConnections(t *testing.T) {
+	h := start(t, func(o *Options) { o.DrainTime = 500 * time.Millisecond }, version("a", rollout.Control, 0))
+	g := newGate(t, 1, echo)
+	h.fleets.set("a", g.addr())
+	h.serving(map[string]int{"a": 1})
+	send := func() (*http.Response, error) {
+		resp, err := h.client.Do(h.request("POST", scoreURL, strings.NewReader("x")))
+		if err == nil {
+			_, _ = io.Copy(io.Discard, resp.Body)
+			_ = resp.Body.Close()
+		}
+		return resp, err
+	}
+	if resp, err := send(); err != nil || resp.StatusCode != 200 || resp.Close {
+		t.Fatalf("before: %+v, %v; want a connection that stays", resp, err)
+	}
+	began, ended := time.Now(), make(chan error, 1)
+	go func() { ended <- h.stop() }()
+	served := 0
+	h.eventually("draining", func() bool { return h.router.draining.Load() })
+	for time.Since(began) < 300*time.Millisecond {
+		resp, err := send()
+		if err != nil || resp.StatusCode != 200 || !resp.Close {
+			t.Fatalf("while draining: %+v, %v; want an answer that closes its connection", resp, err)
+		}
+		served++
+	}
+	if err := <-ended; err != nil || time.Since(began) < 500*time.Millisecond || served == 0 {
+		t.Errorf("ended after %s with %v, %d served", time.Since(began), err, served)
+	}
+}
+
 func TestShutdownIsBounded(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)

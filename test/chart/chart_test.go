@@ -474,7 +474,7 @@ func TestDefaults(t *testing.T) {
 		t.Errorf("router: %+v", router.Spec)
 	}
 	// 5 s of new requests, 60 s for the longest, and its time in the queue.
-	if *pod.Spec.TerminationGracePeriodSeconds != 85 || c.Lifecycle.PreStop.Sleep.Seconds != 5 || !slices.Contains(c.Args, "--grace=70s") {
+	if *pod.Spec.TerminationGracePeriodSeconds != 90 || c.Lifecycle.PreStop.Sleep.Seconds != 5 || !slices.Contains(c.Args, "--grace=70s") {
 		t.Errorf("router ends: %d s, %+v, %v", *pod.Spec.TerminationGracePeriodSeconds, c.Lifecycle.PreStop.Sleep, c.Args)
 	}
 	if c.Image != "registry.example/sluice/router:dev" || pod.Annotations["prometheus.io/port"] != "9090" {

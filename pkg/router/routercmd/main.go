@@ -51,6 +51,7 @@ type config struct {
 	namespace   string
 	kube        process.Kubernetes
 	grace       time.Duration
+	drain       time.Duration
 	connections int
 	autoscale   bool
 	verbose     bool
@@ -69,6 +70,7 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.state, "state", "", "state directory, with --target local (default $XDG_STATE_HOME/sluice)")
 	f.StringVar(&c.namespace, "namespace", "default", "namespace that the short path resolves in")
 	f.DurationVar(&c.grace, "grace", 12*time.Second, "how long requests in flight may take at the end")
+	f.DurationVar(&c.drain, "drain", 0, "how long requests are still taken at the end, before --grace begins; each closes its connection")
 	f.IntVar(&c.connections, "max-connections", 16<<10, "how many client connections at a time; more wait")
 	f.BoolVar(&c.autoscale, "autoscale", true, "run the autoscaler")
 	f.BoolVar(&c.verbose, "verbose", false, "log more")
@@ -150,7 +152,7 @@ func run(ctx context.Context, c config, log *slog.Logger) (err error) {
 	o := router.Options{
 		Listener: ln, AdminListener: admin, Namespace: c.namespace,
 		Reader: p.endpoints, Fleets: p.fleets, KeyHashes: p.hashes, Logger: log,
-		ShutdownTimeout: c.grace, MaxConnections: c.connections,
+		DrainTime: c.drain, ShutdownTimeout: c.grace, MaxConnections: c.connections,
 	}
 	if c.autoscale {
 		o.Background = append(o.Background, p.scale)

@@ -41,12 +41,14 @@ type load struct {
 	mu                sync.Mutex
 	first             string
 	versions          map[string]int
-	stop              func()
+	// kinds of failures, counted.
+	kinds map[string]int
+	stop  func()
 }
 
 func stream(t *testing.T, endpoint, key string, perSecond int) *load {
 	t.Helper()
-	l := &load{versions: map[string]int{}}
+	l := &load{versions: map[string]int{}, kinds: map[string]int{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 200}}
 	var wg sync.WaitGroup
@@ -69,6 +71,14 @@ func stream(t *testing.T, endpoint, key string, perSecond int) *load {
 				case err == nil && status == http.StatusBadGateway && strings.Contains(string(answer), "script_error"):
 					l.bad.Add(1) // the bad treatment's own
 				case err != nil || status != http.StatusOK || !strings.Contains(string(answer), fmt.Sprintf(`"n": %d,`, n)):
+					kind := fmt.Sprintf("%d", status)
+					if _, code, found := strings.Cut(string(answer), `"code":"`); found {
+						kind, _, _ = strings.Cut(code, `"`)
+					}
+					if err != nil {
+						kind = err.Error()[strings.LastIndex(err.Error(), ": ")+1:]
+					}
+					l.kinds[version+" "+kind]++
 					if l.failed.Add(1) == 1 {
 						l.first = fmt.Sprintf("status %d from %q: %s %v", status, version, answer, err)
 					}
@@ -128,7 +138,7 @@ func TestShipJudgePromoteRollBack(t *testing.T) {
 	l.stop()
 	t.Logf("%d requests, %d bad answers of the bad treatment, %d failed; by version %v", l.sent.Load(), l.bad.Load(), l.failed.Load(), l.versions)
 	if l.failed.Load() != 0 {
-		t.Errorf("%d requests failed, the first: %s", l.failed.Load(), l.first)
+		t.Errorf("%d requests failed: %v, the first: %s", l.failed.Load(), l.kinds, l.first)
 	}
 	if l.bad.Load() == 0 {
 		t.Error("no bad answer was seen: the rollback had no cause")
