@@ -38,6 +38,10 @@ type exchange struct {
 	start  time.Time
 	// budget is the time that the replica has left.
 	budget time.Duration
+	// others is the time that others took: the client for its body, replicas for their part. trying is
+	// since when the present attempt goes.
+	others time.Duration
+	trying time.Time
 
 	// body is what has been read of the client's; bodyEnd says that it is all of it.
 	body    []byte
@@ -158,7 +162,10 @@ func (x *exchange) serve() bool {
 	large := r.ContentLength > keptBody || begged && r.ContentLength < 0
 	if !begged && !large {
 		var err error
-		if x.bodyEnd, err = x.readBody(bodyStall); err != nil {
+		from := time.Now()
+		x.bodyEnd, err = x.readBody(bodyStall)
+		x.others = time.Since(from)
+		if err != nil {
 			return x.bodyFailed(err)
 		}
 	}
@@ -169,20 +176,35 @@ func (x *exchange) serve() bool {
 	x.version = x.lease.Version()
 	if begged && !large {
 		// Only now is the client asked for its body: it holds a slot.
-		if x.bodyEnd, err = x.readBody(x.router.opts.uploads.left(keptBody, 0)); err != nil {
+		from := time.Now()
+		x.bodyEnd, err = x.readBody(x.router.opts.uploads.left(keptBody, 0))
+		x.others += time.Since(from)
+		if err != nil {
 			return x.bodyFailed(err)
 		}
 	}
 	for {
+		x.trying = time.Now()
 		again, why, ok := x.attempt()
 		if !again {
 			return ok
 		}
+		x.others += time.Since(x.trying)
 		if err := x.lease.Again(r.Context(), why); err != nil {
 			return x.refused(err)
 		}
 		x.version = x.lease.Version()
 	}
+}
+
+// answered says that the replica's answer is there, as far as it is read before any of it is sent.
+func (x *exchange) answered() { x.others += time.Since(x.trying) }
+
+// routed notes what the router added, just before the answer goes to the client: how fast that
+// one reads is its own affair.
+func (x *exchange) routed() {
+	x.measured.Routed = true
+	x.measured.Routing = time.Since(x.start) - x.lease.Waited() - x.others
 }
 
 // pinOf is the version that the request is pinned to, or ""; two different ones are refused.
@@ -435,11 +457,13 @@ func (c *call) answer(resp *http.Response, complete, refusable bool) (again bool
 			return c.lost(unexpectedEnd(err))
 		}
 	}
+	c.answered()
 	c.reusable = complete && !resp.Close
 	c.giveBack()
 	c.lease.Release(true)
 	c.measured.Bad = c.lease.Judge(outcome)
 	c.writeDeadline()
+	c.routed()
 	c.w.WriteHeader(c.measured.Code)
 	_, _ = c.w.Write(body)
 	return false, 0, true
@@ -480,8 +504,10 @@ func (c *call) relay(resp *http.Response, complete bool, outcome dispatch.Outcom
 	c.watch()
 	buf := c.router.buffer(&c.replyBuf, 32<<10)
 	flusher, _ := c.w.(http.Flusher)
+	c.answered()
 	flush := flusher != nil && (resp.ContentLength < 0 || strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream"))
 	c.writeDeadline()
+	c.routed()
 	c.w.WriteHeader(c.measured.Code)
 	if flush && c.conn.Buffered() == 0 {
 		flusher.Flush()

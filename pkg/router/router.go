@@ -54,6 +54,10 @@ type Options struct {
 	// its connection closed after the answer: clients that keep connections open then go to another router,
 	// and none sends into a connection that is just being closed. 0 is none.
 	DrainTime time.Duration
+
+	// Collectors of what the background tasks count, for /metrics.
+	Collectors []prometheus.Collector
+
 	// ShutdownTimeout bounds how long requests in flight are waited for at the end; 0 means 30 s.
 	ShutdownTimeout time.Duration
 	// StartTimeout is how long connections wait in the listener for the first table; then
@@ -285,6 +289,7 @@ func (rt *Router) admin() http.Handler {
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
+	registry.MustRegister(rt.opts.Collectors...)
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
@@ -332,7 +337,7 @@ func (rt *Router) routes() []*route {
 // Report implements telemetry.Reporter.
 func (rt *Router) Report(context.Context) (telemetry.Report, error) {
 	out := telemetry.Report{
-		Epoch: rt.epoch, Elapsed: rt.recorder.Elapsed(),
+		Epoch: rt.epoch, Elapsed: rt.recorder.Elapsed(), Router: rt.recorder.Router(),
 		Versions: []telemetry.VersionReport{}, Evidence: []telemetry.EvidenceReport{},
 	}
 	for _, r := range rt.routes() {

@@ -1517,3 +1517,47 @@ func TestPipeliningKeepsOrder(t *testing.T) {
 		at = n
 	}
 }
+
+// TestRoutingTime: what the router adds is neither its clients' time nor the replicas', nor that in the queue.
+func TestRoutingTime(t *testing.T) {
+	h, _ := one(t, func(w http.ResponseWriter, r *http.Request) {
+		time.Sleep(100 * time.Millisecond)
+		if r.Method == http.MethodGet { // an answer that is passed on in parts
+			for range 2 {
+				fmt.Fprint(w, "part")
+				w.(http.Flusher).Flush()
+				time.Sleep(50 * time.Millisecond)
+			}
+			return
+		}
+		echo(w, r)
+	})
+	var wg sync.WaitGroup
+	for range 3 { // they wait for each other where there are fewer slots
+		wg.Go(func() { h.score("{}") })
+	}
+	wg.Go(func() { h.do("GET", scoreURL, "") })
+	wg.Go(func() {
+		r, w := io.Pipe()
+		go func() {
+			for range 3 {
+				fmt.Fprint(w, "slow")
+				time.Sleep(50 * time.Millisecond)
+			}
+			w.Close()
+		}()
+		if _, err := h.try(h.request("POST", scoreURL, r)); err != nil {
+			t.Error(err)
+		}
+	})
+	h.do("POST", "/api/v1/service/other/score", "{}") // not routed at all
+	wg.Wait()
+	h.eventually("all are counted", func() bool {
+		report, err := h.router.Report(t.Context())
+		return err == nil && report.Router.Routed == 5
+	})
+	report, err := h.router.Report(t.Context())
+	if err != nil || report.Router.RoutingP99Seconds <= 0 || report.Router.RoutingP99Seconds > 0.04 || report.Router.Procs < 1 || report.Router.CPUSeconds <= 0 {
+		t.Errorf("%+v, %v", report.Router, err)
+	}
+}

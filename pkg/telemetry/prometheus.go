@@ -46,7 +46,7 @@ type Collector struct {
 	live     Live
 
 	requests, duration, wait, inFlight, queue, share, replicas, desired, evidence,
-	dropped, fallbacks, refusals, sources *prometheus.Desc
+	dropped, fallbacks, refusals, sources, routing *prometheus.Desc
 }
 
 // NewCollector for a registry.
@@ -70,6 +70,7 @@ func NewCollector(r *Recorder, live Live) *Collector {
 		dropped:   desc("telemetry_dropped_total", "Telemetry that was lost: requests counted under code \"other\"."),
 		fallbacks: desc("fallback_requests_total", "Requests that got the version because their own could not serve.", version...),
 		refusals:  desc("gate_refusals_total", "Requests that a replica's gate refused and that were picked again.", version...),
+		routing:   desc("routing_seconds", "Time that the router added to requests that a replica answered: without the wait for a slot, the replica's time and the client's."),
 		sources:   desc("source_up", "Whether what the router reads could be read the last time; it serves on with its last good table.", "source"),
 	}
 }
@@ -78,7 +79,7 @@ func NewCollector(r *Recorder, live Live) *Collector {
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.requests, c.duration, c.wait, c.inFlight, c.queue, c.share, c.replicas, c.desired, c.evidence,
-		c.dropped, c.fallbacks, c.refusals, c.sources,
+		c.dropped, c.fallbacks, c.refusals, c.sources, c.routing,
 	} {
 		ch <- d
 	}
@@ -137,5 +138,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(c.sources, value, source)
 	}
+	n := c.recorder.own.routing.counts()
+	ch <- prometheus.MustNewConstHistogram(c.routing, n.n, float64(n.nanos)/1e9, n.cumulative())
 	count(c.dropped, float64(c.recorder.dropped.Load()))
 }

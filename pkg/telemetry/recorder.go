@@ -47,6 +47,10 @@ type Request struct {
 	Reason rollout.Reason
 	// Duration from the request's head to its answer's end; Wait the part of it spent in queues.
 	Duration, Wait time.Duration
+	// Routing is the part that the router added itself, of a request that a replica answered (Routed):
+	// not its wait for a slot, not the replica's time, not the client's with its body.
+	Routing time.Duration
+	Routed  bool
 	// Bad events in the sense of the verdict.
 	Bad bool
 	// Cut off: the answer had begun and did not end.
@@ -61,6 +65,7 @@ const ClientGone = 499
 type Recorder struct {
 	start   time.Time
 	dropped atomic.Uint64
+	own     own
 
 	mu       sync.RWMutex
 	versions map[VersionKey]*Version
@@ -68,7 +73,7 @@ type Recorder struct {
 
 // NewRecorder counts from now on.
 func NewRecorder() *Recorder {
-	return &Recorder{start: time.Now(), versions: map[VersionKey]*Version{}}
+	return &Recorder{start: time.Now(), versions: map[VersionKey]*Version{}, own: own{routing: NewHistogram()}}
 }
 
 // Elapsed monotonic time since the recorder's start.
@@ -125,6 +130,7 @@ func (r *Recorder) Run(ctx context.Context) {
 
 func (r *Recorder) sample() {
 	now := r.Elapsed()
+	r.own.sample(now)
 	for _, v := range r.all() {
 		v.sample(now)
 	}
@@ -188,9 +194,8 @@ type Version struct {
 
 	mu sync.Mutex
 	// samples of the cumulative numbers, oldest first: one after each second with a change.
-	samples []totals
-	// snapshots of durations, oldest first.
-	snapshots []snapshot
+	samples   []totals
+	durations trail
 }
 
 // histograms are made with the first request: most versions never have one.
@@ -208,12 +213,6 @@ type totals struct {
 	at               time.Duration
 	requests, failed int64
 	nanos            int64
-}
-
-type snapshot struct {
-	at      time.Duration
-	n       uint64
-	buckets []uint32 // modulo 2³²: only differences over seconds are taken
 }
 
 // Record a request.
@@ -235,6 +234,9 @@ func (v *Version) Record(q Request) {
 	}
 	h.duration.Observe(q.Duration)
 	h.wait.Observe(q.Wait)
+	if q.Routed {
+		v.recorder.own.routing.Observe(q.Routing)
+	}
 }
 
 func (v *Version) makeHistograms() *histograms {
@@ -302,19 +304,8 @@ func (v *Version) sample(now time.Duration) {
 	if h == nil {
 		return
 	}
-	last := len(v.snapshots) - 1
-	if last >= 0 && (now-v.snapshots[last].at < recentStep-time.Second/2 || v.snapshots[last].n == uint64(t.requests)) {
-		return
-	}
-	c := h.duration.counts()
-	s := snapshot{at: now, n: uint64(t.requests), buckets: make([]uint32, numBuckets)}
-	for b, n := range c.buckets {
-		s.buckets[b] = uint32(n)
-	}
-	v.snapshots = append(v.snapshots, s)
-	// One that is older than the window has to stay: it is where the window begins.
-	for len(v.snapshots) > 1 && v.snapshots[1].at <= now-recent {
-		v.snapshots = slices.Delete(v.snapshots, 0, 1)
+	if v.durations.due(now, uint64(t.requests)) {
+		v.durations.take(now, uint64(t.requests), h.duration.counts())
 	}
 }
 
@@ -364,19 +355,7 @@ func (v *Version) Recent() (p50, p99 float64) {
 	now := v.recorder.Elapsed()
 	c := h.duration.counts()
 	v.mu.Lock()
-	var was *snapshot
-	for i := range v.snapshots {
-		if v.snapshots[i].at <= now-recent {
-			was = &v.snapshots[i]
-		}
-	}
-	if was != nil {
-		c.n = 0
-		for b := range c.buckets {
-			c.buckets[b] = uint64(uint32(c.buckets[b]) - was.buckets[b])
-			c.n += c.buckets[b]
-		}
-	}
+	v.durations.recent(now, &c)
 	v.mu.Unlock()
 	return c.quantile(0.5), c.quantile(0.99)
 }

@@ -18,8 +18,33 @@ type Report struct {
 	Epoch string `json:"epoch"`
 	// Elapsed is the router's monotonic time since its start.
 	Elapsed  time.Duration    `json:"elapsed"`
+	Router   RouterReport     `json:"router"`
 	Versions []VersionReport  `json:"versions"`
 	Evidence []EvidenceReport `json:"evidence"`
+}
+
+// RouterReport is what the router process itself uses and adds.
+type RouterReport struct {
+	// CPUSeconds that the process has used; cumulative. 0 where the system does not tell.
+	CPUSeconds float64 `json:"cpuSeconds"`
+	// Procs is GOMAXPROCS now. It follows the container's CPU limit by itself, changes in place
+	// included: the Go runtime (1.25 and later) looks at the cgroup's limit every second or so.
+	Procs int `json:"procs"`
+	// Routed requests over about the last 10 s, and the 99th percentile of the time that the router
+	// added to them: from the head to the answer, without the wait for a slot, the replica's time and the
+	// client's with its body; 0 without requests.
+	Routed            int64   `json:"routed"`
+	RoutingP99Seconds float64 `json:"routingP99Seconds"`
+	// CPUWaitP99Seconds is the 99th percentile, over the same time, of how long goroutines that were ready to
+	// run waited for a processor. A router short of CPU is slow to notice that a request or an answer has come; no
+	// clock that the request itself reads tells, it would count as the client's time or the replica's.
+	CPUWaitP99Seconds float64 `json:"cpuWaitP99Seconds"`
+}
+
+// P99 is the time that a request of the slowest hundredth waits for the router: the router's
+// own steps and the wait for a processor.
+func (r RouterReport) P99() time.Duration {
+	return time.Duration((r.RoutingP99Seconds + r.CPUWaitP99Seconds) * float64(time.Second))
 }
 
 // VersionReport is one version's measurements.
