@@ -117,14 +117,8 @@ func New(config *rest.Config, o Options) (*Cluster, error) {
 			&autoscalingv2.HorizontalPodAutoscaler{}: {Transform: trimAutoscaler},
 		},
 		// Everything is read again now and then only by who asks for it; watches resume by themselves.
-		SyncPeriod: durationOf(10 * time.Hour),
-		DefaultWatchErrorHandler: func(_ context.Context, r *toolscache.Reflector, err error) {
-			level := slog.LevelDebug
-			if apierrors.IsForbidden(err) || apierrors.IsNotFound(err) { // no right to it, or no definition: it will not pass by itself
-				level = slog.LevelWarn
-			}
-			o.Logger.Log(context.Background(), level, "a watch ended and begins again", "of", r.TypeDescription(), "error", err)
-		},
+		SyncPeriod:               durationOf(10 * time.Hour),
+		DefaultWatchErrorHandler: watchFailed(o.Logger),
 	}
 	if len(o.Namespaces) > 0 {
 		co.DefaultNamespaces = map[string]cache.Config{}
@@ -156,6 +150,17 @@ func New(config *rest.Config, o Options) (*Cluster, error) {
 		return nil, fmt.Errorf("make cache: %w", err)
 	}
 	return &Cluster{options: o, log: o.Logger, config: config, client: strict(direct), cache: watched}, nil
+}
+
+// watchFailed tells of watches that end.
+func watchFailed(log *slog.Logger) toolscache.WatchErrorHandlerWithContext {
+	return func(_ context.Context, r *toolscache.Reflector, err error) {
+		level := slog.LevelDebug
+		if apierrors.IsForbidden(err) || apierrors.IsNotFound(err) { // no right to it, or no definition: it will not pass by itself
+			level = slog.LevelWarn
+		}
+		log.Log(context.Background(), level, "a watch ended and begins again", "of", r.TypeDescription(), "error", err)
+	}
 }
 
 func durationOf(d time.Duration) *time.Duration { return &d }

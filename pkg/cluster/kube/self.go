@@ -51,7 +51,7 @@ func (c *Cluster) SelfPods(ctx context.Context, deployment string) (*SelfPods, e
 			// Its name is all that the right to it is bound to.
 			&appsv1.Deployment{}: {Field: fields.OneTermEqualSelector("metadata.name", deployment)},
 		},
-		DefaultTransform: cache.TransformStripManagedFields(),
+		DefaultTransform: cache.TransformStripManagedFields(), DefaultWatchErrorHandler: watchFailed(c.log),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("follow routers: %w", err)

@@ -12,6 +12,9 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
 	"github.com/sluice-dev/sluice/pkg/autoscale"
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/cluster/kube"
@@ -54,6 +57,7 @@ type config struct {
 	drain       time.Duration
 	connections int
 	autoscale   bool
+	self        selfConfig
 	verbose     bool
 }
 
@@ -73,6 +77,7 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.DurationVar(&c.drain, "drain", 0, "how long requests are still taken at the end, before --grace begins; each closes its connection")
 	f.IntVar(&c.connections, "max-connections", 16<<10, "how many client connections at a time; more wait")
 	f.BoolVar(&c.autoscale, "autoscale", true, "run the autoscaler")
+	c.self.flags(f)
 	f.BoolVar(&c.verbose, "verbose", false, "log more")
 	return f
 }
@@ -113,6 +118,9 @@ func parse(args, env []string) (config, error) {
 	if c.connections < 1 {
 		return c, fmt.Errorf("--max-connections is %d; use a number above 0", c.connections)
 	}
+	if err := c.self.check(c.target); err != nil {
+		return c, err
+	}
 	var err error
 	if c.state == "" && c.target == process.TargetLocal {
 		c.state, err = process.StateDir(env)
@@ -125,9 +133,11 @@ type ports struct {
 	endpoints cluster.Reader
 	fleets    cluster.FleetReader
 	hashes    cluster.KeyHashes
-	// scale runs the autoscaler until ctx ends.
+	// scale runs the autoscaler, and what scales the routers themselves, until ctx ends.
 	scale func(context.Context, *router.Router) error
-	close func() error
+	// counts are its metrics.
+	counts []prometheus.Collector
+	close  func() error
 }
 
 func run(ctx context.Context, c config, log *slog.Logger) (err error) {
@@ -154,8 +164,8 @@ func run(ctx context.Context, c config, log *slog.Logger) (err error) {
 		Reader: p.endpoints, Fleets: p.fleets, KeyHashes: p.hashes, Logger: log,
 		DrainTime: c.drain, ShutdownTimeout: c.grace, MaxConnections: c.connections,
 	}
-	if c.autoscale {
-		o.Background = append(o.Background, p.scale)
+	if c.autoscale || c.self.on {
+		o.Background, o.Collectors = append(o.Background, p.scale), p.counts
 	}
 	return router.Run(ctx, o)
 }
@@ -213,12 +223,32 @@ func openKubernetes(ctx context.Context, c config, log *slog.Logger) (ports, err
 	if err := k.Start(ctx); err != nil {
 		return ports{}, err
 	}
+	var tasks []func(context.Context) error
+	if c.autoscale {
+		tasks = append(tasks, func(ctx context.Context) error {
+			return autoscale.Run(ctx, autoscale.Options{Endpoints: store, Fleets: fleets, Scaler: fleets, Routers: routers, Logger: log})
+		})
+	}
+	var counts []prometheus.Collector
+	if c.self.on {
+		steps := newSteps()
+		counts = append(counts, steps)
+		tasks = append(tasks, func(ctx context.Context) error { return c.self.run(ctx, k, routers, steps, log) })
+	}
 	return ports{
-		endpoints: store, fleets: fleets, hashes: hashes, close: func() error { return nil },
+		endpoints: store, fleets: fleets, hashes: hashes, counts: counts, close: func() error { return nil },
 		scale: func(ctx context.Context, _ *router.Router) error {
-			return k.Lead(ctx, leaseAutoscaler, func(ctx context.Context) error {
-				return autoscale.Run(ctx, autoscale.Options{Endpoints: store, Fleets: fleets, Scaler: fleets, Routers: routers, Logger: log})
-			})
+			// One lease for both: who sums the demand knows all routers' reports anyway.
+			return k.Lead(ctx, leaseAutoscaler, func(ctx context.Context) error { return together(ctx, tasks) })
 		},
 	}, nil
+}
+
+// together runs tasks until ctx ends or one of them fails, which ends the others.
+func together(ctx context.Context, tasks []func(context.Context) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, task := range tasks {
+		g.Go(func() error { return task(ctx) })
+	}
+	return g.Wait()
 }

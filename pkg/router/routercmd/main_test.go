@@ -13,7 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-dev/sluice/pkg/autoscale/self"
 	"github.com/sluice-dev/sluice/pkg/cluster/local"
+	"github.com/sluice-dev/sluice/pkg/process"
 	"github.com/sluice-dev/sluice/pkg/telemetry"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -28,6 +30,7 @@ func TestParse(t *testing.T) {
 	want := config{
 		address: "127.0.0.1:1234", listenFD: 3, admin: "127.0.0.1:9090", adminFD: -1, lifelineFD: -1,
 		state: "/home/x/.local/state/sluice", namespace: "models", grace: 3 * time.Second, connections: 16 << 10,
+		target: process.TargetLocal, self: selfConfig{settings: self.Defaults()},
 	}
 	if c != want {
 		t.Errorf("got %+v, want %+v", c, want)
@@ -45,6 +48,24 @@ func TestParse(t *testing.T) {
 	}
 	if _, err := parse(nil, nil); err == nil {
 		t.Error("no state directory, and no complaint")
+	}
+}
+
+func TestParseSelf(t *testing.T) {
+	in := []string{"--target=kubernetes", "--self-scale", "--self-deployment=router"}
+	c, err := parse(append(in, "--self-cpu-step=0.5", "--self-cpu-min=250m", "--self-cpu-max=3", "--self-cpu-low=12.5%", "--self-pods-max=4", "--self-calm=1m"), nil)
+	want := self.Defaults()
+	want.CPUStep, want.CPUMin, want.CPUMax, want.CPULow, want.PodsMax, want.Calm = 500, 250, 3000, 0.125, 4, time.Minute
+	if err != nil || c.self != (selfConfig{on: true, deployment: "router", settings: want}) {
+		t.Errorf("%+v, %v", c.self, err)
+	}
+	for _, bad := range [][]string{
+		{"--self-scale", "--self-deployment=router", "--state=/x"}, {"--target=kubernetes", "--self-scale"},
+		append(in, "--self-cpu-min=5"), append(in, "--self-cpu-step=-1"), append(in, "--self-cpu-low=0.3"), append(in, "--self-pods-min=0"),
+	} {
+		if _, err := parse(bad, nil); err == nil {
+			t.Errorf("%v was accepted", bad)
+		}
 	}
 }
 
