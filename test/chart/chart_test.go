@@ -599,6 +599,46 @@ func TestValues(t *testing.T) {
 	})
 }
 
+// TestSelfScale: with clusterPurpose production the routers scale themselves, with rights to nothing but their own
+// Deployment; else there is neither the flag nor the right.
+func TestSelfScale(t *testing.T) {
+	all := decode(t, template(t, "testdata/defaults.yaml"))
+	d := named[*appsv1.Deployment](t, all, "sluice-router")
+	c := d.Spec.Template.Spec.Containers[0]
+	for _, flag := range []string{"--self-scale", "--self-deployment=sluice-router", "--self-p99=5ms", "--self-cpu-min=2", "--self-cpu-max=4", "--self-cpu-low=30%", "--self-pods-min=2", "--self-pods-max=10"} {
+		if !slices.Contains(c.Args, flag) {
+			t.Errorf("%q lacks %s", c.Args, flag)
+		}
+	}
+	// The label is what pods are found by, the container's name what is resized, and no resize is a restart.
+	if d.Spec.Template.Labels[kube.LabelPart] != kube.PartRouter || c.Name != kube.ContainerRouter || len(c.ResizePolicy) != 1 || c.ResizePolicy[0].RestartPolicy != corev1.NotRequired {
+		t.Errorf("%v, %s, %v", d.Spec.Template.Labels, c.Name, c.ResizePolicy)
+	}
+	if _, has := d.Spec.Selector.MatchLabels[kube.LabelPart]; has {
+		t.Error("a selector cannot change in an upgrade")
+	}
+	off := func(t *testing.T, manifest string) {
+		t.Helper()
+		all := decode(t, manifest)
+		c := named[*appsv1.Deployment](t, all, "sluice-router").Spec.Template.Spec.Containers[0]
+		if strings.Contains(strings.Join(c.Args, " "), "--self") || len(c.ResizePolicy) > 0 {
+			t.Errorf("%q, %v", c.Args, c.ResizePolicy)
+		}
+		for id := range rights(allRules(all)) {
+			if strings.HasPrefix(id, "router in system: pods") || strings.HasPrefix(id, "router in system: deployments") {
+				t.Errorf("has the right %s", id)
+			}
+		}
+	}
+	off(t, template(t, "testdata/dev-test.yaml"))
+	off(t, template(t, "testdata/defaults.yaml", "--set", "router.selfScale.enabled=false"))
+	// Without a limit the request counts, and the most pods are never fewer than the fewest.
+	all = decode(t, template(t, "testdata/defaults.yaml", "--set", "router.resources.limits.cpu=null,router.replicas=20"))
+	if args := named[*appsv1.Deployment](t, all, "sluice-router").Spec.Template.Spec.Containers[0].Args; !slices.Contains(args, "--self-cpu-min=250m") || !slices.Contains(args, "--self-pods-max=20") {
+		t.Errorf("%q", args)
+	}
+}
+
 // TestNetworkPolicies: who reaches what.
 func TestNetworkPolicies(t *testing.T) {
 	all := decode(t, template(t, "testdata/network.yaml"))
@@ -671,6 +711,11 @@ func TestRefused(t *testing.T) {
 		{"github.enabled=true,github.webhookSecret.name=s,github.app.id=5", "github.app.privateKey.name"},
 		{"github.enabled=true,github.webhookSecret.name=s,github.token.name=t,github.app.id=5", "exclude each other"},
 		{"github.enabled=true,github.webhookSecret.name=s,github.token.name=t,webhook.ingress.enabled=true", "webhook.ingress.host"},
+		{"router.selfScale.p99=5", "p99"},
+		{"router.selfScale.cpu.low=0.3", "low"},
+		{"router.selfScale.cpu.step=half", "step"},
+		{"router.selfScale.replicas=3", "replicas"},
+		{"router.resources.limits.cpu=null,router.resources.requests.cpu=null", "selfScale"},
 		{"github.token.value=hush", "value"},
 		{"metrics.podMonitor.interval=fast", "interval"},
 		{"crds.instal=false", "instal"},
@@ -709,7 +754,11 @@ func TestRightsAreDocumented(t *testing.T) {
 			t.Errorf("docs/kubernetes.md has what no role has: %s", id)
 		}
 	}
-	if wide := rights(allRules(decode(t, template(t, "testdata/cluster-wide.yaml")))); !maps.Equal(wide, rendered) {
+	wide := map[string]bool{}
+	for id := range rights(allRules(decode(t, template(t, "testdata/cluster-wide.yaml")))) {
+		wide[strings.ReplaceAll(id, "gates-router", "sluice-router")] = true // as it is called there
+	}
+	if !maps.Equal(wide, rendered) {
 		t.Errorf("cluster-wide has other rights: %v", wide)
 	}
 	t.Logf("%d rights, each with its reason", len(rendered))

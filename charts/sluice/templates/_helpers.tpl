@@ -93,6 +93,34 @@ http://{{ include "sluice.fullname" . }}-router.{{ .Release.Namespace }}.svc{{ i
 {{- if eq $root.Values.clusterPurpose "dev-test" -}}1{{- else -}}{{ int (index . 1) }}{{- end -}}
 {{- end -}}
 
+{{- /* "true" if the routers scale themselves, else empty. */ -}}
+{{- define "sluice.selfScale" -}}
+{{- if and .Values.router.selfScale.enabled (ne .Values.clusterPurpose "dev-test") -}}true{{- end -}}
+{{- end -}}
+
+{{- /* The most router pods: never fewer than the fewest. */ -}}
+{{- define "sluice.selfMax" -}}
+{{- max (int .Values.router.selfScale.maxReplicas) (int .Values.router.replicas) -}}
+{{- end -}}
+
+{{- /*
+How many router pods there are to be if they scale themselves, (list $ name-of-the-Deployment): as many as
+there are, within the bounds, so that an upgrade takes none away that are needed. Leaving the field out would do so: Helm
+would take away what an earlier release had set, and the API server would make it 1. Where the cluster cannot be
+asked (helm template, a dry run on the client, tools that render without a cluster) it is the fewest.
+*/ -}}
+{{- define "sluice.selfReplicas" -}}
+{{- $root := index . 0 -}}
+{{- $have := dig "spec" "replicas" 0 (lookup "apps/v1" "Deployment" $root.Release.Namespace (index . 1)) -}}
+{{- min (max (int $have) (int $root.Values.router.replicas)) (include "sluice.selfMax" $root | int) -}}
+{{- end -}}
+
+{{- /* The CPU that a container with these resources starts with: the limit, or the request without a limit. */ -}}
+{{- define "sluice.cpu" -}}
+{{- $cpu := dig "limits" "cpu" "" . | default (dig "requests" "cpu" "" .) -}}
+{{- required "router.selfScale needs router.resources to have a limit or a request of cpu to begin with, or selfScale.enabled=false" $cpu -}}
+{{- end -}}
+
 {{- /* Flags of every program. */ -}}
 {{- define "sluice.flags" -}}
 - --target=kubernetes

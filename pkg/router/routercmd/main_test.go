@@ -61,11 +61,19 @@ func TestParseSelf(t *testing.T) {
 	}
 	for _, bad := range [][]string{
 		{"--self-scale", "--self-deployment=router", "--state=/x"}, {"--target=kubernetes", "--self-scale"},
-		append(in, "--self-cpu-min=5"), append(in, "--self-cpu-step=-1"), append(in, "--self-cpu-low=0.3"), append(in, "--self-pods-min=0"),
+		append(in, "--self-cpu-step=-1"), append(in, "--self-cpu-low=0.3"), append(in, "--self-pods-min=0"),
 	} {
 		if _, err := parse(bad, nil); err == nil {
 			t.Errorf("%v was accepted", bad)
 		}
+	}
+}
+
+// TestLargeRouters: a Deployment whose pods begin with more than the most is scaled in pods alone.
+func TestLargeRouters(t *testing.T) {
+	c, err := parse([]string{"--target=kubernetes", "--self-scale", "--self-deployment=router", "--self-cpu-min=8"}, nil)
+	if err != nil || c.self.settings.CPUMax != 8000 {
+		t.Errorf("%+v, %v", c.self, err)
 	}
 }
 

@@ -33,7 +33,7 @@ func (c *selfConfig) flags(f *flag.FlagSet) {
 	f.DurationVar(&s.Over, "self-over", s.Over, "how long the p99 has to be above before the routers get more")
 	f.Var((*milli)(&s.CPUStep), "self-cpu-step", "CPU that one step gives to each router pod or takes from it")
 	f.Var((*milli)(&s.CPUMin), "self-cpu-min", "least CPU of a router pod: what its Deployment starts it with (the limit, or the request without a limit)")
-	f.Var((*milli)(&s.CPUMax), "self-cpu-max", "most CPU of a router pod; from there on there are more pods")
+	f.Var((*milli)(&s.CPUMax), "self-cpu-max", "most CPU of a router pod; from there on there are more pods. Less than the least means pods alone")
 	f.Var((*percent)(&s.CPULow), "self-cpu-low", "part of the pods' CPU below which its use is low, such as 30%")
 	f.DurationVar(&s.Calm, "self-calm", s.Calm, "how long the use has to be low, with a p99 of at most half of --self-p99, before something is taken back")
 	f.IntVar(&s.PodsMin, "self-pods-min", s.PodsMin, "fewest router pods")
@@ -52,6 +52,8 @@ func (c *selfConfig) check(target process.Target) error {
 	if c.deployment == "" {
 		return errors.New("--self-scale needs --self-deployment, the name of the routers' Deployment")
 	}
+	// Whoever gives the Deployment more than this does not want routers that do not start.
+	c.settings.CPUMax = max(c.settings.CPUMax, c.settings.CPUMin)
 	if err := c.settings.Validate(); err != nil {
 		return fmt.Errorf("--self-…: %w", err)
 	}
