@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -71,19 +72,34 @@ func newSteps() *prometheus.CounterVec {
 	return steps
 }
 
+// retrySelf is how long a failed start of the scaling waits.
+const retrySelf = 15 * time.Second
+
 // run scales the routers until ctx ends. It fails nothing else: routers route, whatever their number.
 func (c selfConfig) run(ctx context.Context, k *kube.Cluster, reports self.Reports, steps *prometheus.CounterVec, log *slog.Logger) error {
-	pods, err := k.SelfPods(ctx, c.deployment)
-	if err == nil {
-		err = self.Run(ctx, self.Options{
-			Settings: c.settings, Reports: reports, Pods: pods, Scaler: pods, Logger: log,
-			Stepped: func(k self.Kind) { steps.WithLabelValues(string(k)).Inc() },
-		})
-	}
-	if err != nil && ctx.Err() == nil {
-		log.Error("the routers are not scaled", "error", err)
+	for ctx.Err() == nil {
+		if err := c.attempt(ctx, k, reports, steps, log); err != nil && ctx.Err() == nil {
+			log.Error("the routers are not scaled; it is tried again", "in", retrySelf, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retrySelf):
+		}
 	}
 	return nil
+}
+
+func (c selfConfig) attempt(ctx context.Context, k *kube.Cluster, reports self.Reports, steps *prometheus.CounterVec, log *slog.Logger) error {
+	ctx, stop := context.WithCancel(ctx) // ends the watches
+	defer stop()
+	pods, err := k.SelfPods(ctx, c.deployment)
+	if err != nil {
+		return err
+	}
+	return self.Run(ctx, self.Options{
+		Settings: c.settings, Reports: reports, Pods: pods, Scaler: pods, Logger: log,
+		Stepped: func(k self.Kind) { steps.WithLabelValues(string(k)).Inc() },
+	})
 }
 
 // milli is a flag for an amount of CPU as Kubernetes writes it: 2, 500m, 0.5.
