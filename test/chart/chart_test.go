@@ -539,7 +539,7 @@ func TestValues(t *testing.T) {
 			}
 		}
 		r := named[*appsv1.Deployment](t, all, "gates-router").Spec.Template.Spec
-		if *r.TerminationGracePeriodSeconds != 340 || !slices.Contains(r.Containers[0].Args, "--grace=310s") {
+		if *r.TerminationGracePeriodSeconds != 360 || !slices.Contains(r.Containers[0].Args, "--grace=310s") {
 			t.Errorf("router ends: %d, %q", *r.TerminationGracePeriodSeconds, r.Containers[0].Args)
 		}
 		s := named[*corev1.Service](t, all, "gates-router").Spec

@@ -115,7 +115,8 @@ func setUp() (*installation, error) {
 	}
 	return in, run(os.Getenv("HELM"), "upgrade", "--install", "sluice", "charts/sluice", "--namespace", system, "--wait", "--timeout", "3m",
 		"--take-ownership", "--set", "image.registry="+in.pull+"/sluice,image.tag="+imageTag+",image.pullPolicy=Always,namespaces={"+models+"}",
-		"--set", "router.resources.requests.cpu=100m,control.scoringURL="+routerURL)
+		// The tag is the same each time: the annotations make pods of the images just pushed.
+		"--set", fmt.Sprintf("router.resources.requests.cpu=100m,control.scoringURL=%s,router.podAnnotations.run=r%[2]d,control.podAnnotations.run=r%[2]d", routerURL, time.Now().Unix()))
 }
 
 // sluice runs the command line against the cluster.
