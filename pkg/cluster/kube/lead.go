@@ -14,11 +14,11 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// Timing of leases, as Kubernetes' own controllers have it: another takes over at most
+// Timing of leases, a little shorter than that of Kubernetes' own controllers: another takes over at most
 // leaseDuration and a retry after a leader's last sign of life.
 const (
-	leaseDuration = 15 * time.Second
-	renewDeadline = 10 * time.Second
+	leaseDuration = 12 * time.Second
+	renewDeadline = 8 * time.Second
 	retryPeriod   = 2 * time.Second
 )
 

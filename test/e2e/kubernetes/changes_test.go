@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -310,18 +311,17 @@ func TestLeaderKilled(t *testing.T) {
 		}
 		return *lease.Spec.HolderIdentity
 	}
-	was := ""
-	eventually(t, time.Minute, "a leader", func() error {
-		if was = holder(); was == "" {
-			return errors.New("none")
+	var was string
+	var pods []corev1.Pod
+	var i int
+	eventually(t, time.Minute, "a leader that stays", func() error {
+		was, pods = holder(), in.routers(t)
+		i = slices.IndexFunc(pods, func(p corev1.Pod) bool { return strings.HasPrefix(was, p.Name+"_") })
+		if i < 0 {
+			return fmt.Errorf("the lease is held by %q", was)
 		}
 		return nil
 	})
-	pods := in.routers(t)
-	i := slices.IndexFunc(pods, func(p corev1.Pod) bool { return len(was) > len(p.Name) && was[:len(p.Name)] == p.Name })
-	if i < 0 {
-		t.Fatalf("%s is no router", was)
-	}
 	began := time.Now()
 	if err := in.client.Delete(t.Context(), &pods[i], client.GracePeriodSeconds(0)); err != nil { // as kill -9
 		t.Fatal(err)
