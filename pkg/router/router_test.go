@@ -988,12 +988,12 @@ func TestStreaming(t *testing.T) {
 func TestSlowReaders(t *testing.T) {
 	h, _ := one(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write(bytes.Repeat([]byte("x"), 8<<20))
-	}, func(v *rollout.Version) { v.ScoringTimeoutMs = 100 })
+	}, func(v *rollout.Version) { v.ScoringTimeoutMs = 500 })
 	resp, err := h.client.Do(h.request("POST", scoreURL, strings.NewReader("{}")))
 	if err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(time.Second) // longer than timeout and grace, with socket buffers full
+	time.Sleep(2 * time.Second) // longer than timeout and grace, with socket buffers full
 	n, err := io.Copy(io.Discard, resp.Body)
 	_ = resp.Body.Close()
 	if err != nil || n != 8<<20 {
@@ -1243,7 +1243,7 @@ func TestChangesUnderLoad(t *testing.T) {
 	if most := effects[len(effects)-1]; most > time.Second {
 		t.Errorf("an edit took effect after %v", most)
 	}
-	if sent.Load() < 500 {
+	if sent.Load() < 100 {
 		t.Errorf("only %d requests", sent.Load())
 	}
 }
