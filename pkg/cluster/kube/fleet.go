@@ -61,19 +61,12 @@ func (c *Cluster) Fleets(ctx context.Context) (*Fleets, error) {
 		}
 	}
 	// Anybody may make one of these for a Deployment of ours.
-	err := c.inform(ctx, &autoscalingv2.HorizontalPodAutoscaler{}, func(client.Object, client.Object) { f.changed(func() {}) })
+	err := c.inform(ctx, &autoscalingv2.HorizontalPodAutoscaler{}, func(client.Object, bool) { f.changed(func() {}) })
 	return f, err
 }
 
 // saw is told of every event.
-func (f *Fleets) saw(old, now client.Object) {
-	o := now
-	if o == nil {
-		o = old
-	}
-	if o == nil {
-		return
-	}
+func (f *Fleets) saw(o client.Object, gone bool) {
 	key, ours := fleetKey(o.GetNamespace(), o.GetLabels())
 	if !ours {
 		return
@@ -82,10 +75,10 @@ func (f *Fleets) saw(old, now client.Object) {
 	f.states = nil
 	f.stale++
 	if d, is := o.(*appsv1.Deployment); is {
-		if now == nil {
+		if gone {
 			delete(f.gone, d.UID)
 		}
-		if s, ok := f.scaled[key]; ok && (now == nil || !newer(s.resourceVersion, d.ResourceVersion)) {
+		if s, ok := f.scaled[key]; ok && (gone || !newer(s.resourceVersion, d.ResourceVersion)) {
 			delete(f.scaled, key)
 		}
 	}
@@ -304,11 +297,9 @@ func replicaOf(p *corev1.Pod, a address, listed bool) (r cluster.Replica, imageM
 			r.State, r.Reason, r.Message = cluster.ReplicaUnready, rollout.ReasonProbeFailed, c.Message
 		}
 	}
-	if r.State == cluster.ReplicaReady && !a.ready {
+	if r.State == cluster.ReplicaReady && !a.ready && !a.serving {
 		// The slice is a moment behind the pod, or says what its node's silence means.
-		if !a.serving {
-			r.State, r.Reason, r.ReadySince = cluster.ReplicaUnready, rollout.ReasonProbeFailed, time.Time{}
-		}
+		r.State, r.Reason, r.ReadySince = cluster.ReplicaUnready, rollout.ReasonProbeFailed, time.Time{}
 	}
 	return r, ""
 }

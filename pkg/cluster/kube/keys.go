@@ -60,7 +60,7 @@ func (c *Cluster) Keys() *Keys { return &Keys{c: c, wrote: map[rollout.Key]keysW
 func (c *Cluster) WatchedKeys(ctx context.Context) (*Keys, error) {
 	k := c.Keys()
 	k.watched = true
-	return k, c.inform(ctx, &corev1.Secret{}, func(client.Object, client.Object) {})
+	return k, c.inform(ctx, &corev1.Secret{}, func(client.Object, bool) {})
 }
 
 func keysOf(s *corev1.Secret) access.Keys {
@@ -223,7 +223,7 @@ func (k *Keys) DeleteKeys(ctx context.Context, key rollout.Key) error {
 // process does it: the control role's leader, after Start.
 func (k *Keys) Publish(ctx context.Context, log *slog.Logger) error {
 	var bell watch.Bell
-	if err := k.c.inform(ctx, &corev1.Secret{}, func(client.Object, client.Object) { bell.Ring() }); err != nil {
+	if err := k.c.inform(ctx, &corev1.Secret{}, func(client.Object, bool) { bell.Ring() }); err != nil {
 		return err
 	}
 	heard := bell.Listen(ctx)
@@ -308,7 +308,7 @@ var _ cluster.KeyHashes = (*Hashes)(nil)
 // Hashes of all keys. The cluster must be made with Options.Secrets = SecretsOfHashes.
 func (c *Cluster) Hashes(ctx context.Context) (*Hashes, error) {
 	h := &Hashes{c: c}
-	return h, c.inform(ctx, &corev1.Secret{}, func(client.Object, client.Object) { h.bell.Ring() })
+	return h, c.inform(ctx, &corev1.Secret{}, func(client.Object, bool) { h.bell.Ring() })
 }
 
 // KeyHashes implements cluster.KeyHashes. An entry that cannot be read lets nobody through.

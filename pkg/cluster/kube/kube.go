@@ -220,23 +220,25 @@ func (c *Cluster) Start(ctx context.Context) error {
 	}
 }
 
-// inform calls fn for each event of a kind, old and new (nil where there is none), from Start on.
-func (c *Cluster) inform(ctx context.Context, kind client.Object, fn func(old, now client.Object)) error {
+// inform calls fn for each event of a kind, from Start on, with the object as it is now, or as it
+// was last if it is gone.
+func (c *Cluster) inform(ctx context.Context, kind client.Object, fn func(o client.Object, gone bool)) error {
 	informer, err := c.cache.GetInformer(ctx, kind, cache.BlockUntilSynced(false))
 	if err != nil {
 		return fmt.Errorf("watch %T: %w", kind, err)
 	}
-	object := func(v any) client.Object {
-		if gone, ok := v.(toolscache.DeletedFinalStateUnknown); ok {
-			v = gone.Obj
+	tell := func(v any, gone bool) {
+		if last, ok := v.(toolscache.DeletedFinalStateUnknown); ok {
+			v = last.Obj
 		}
-		o, _ := v.(client.Object)
-		return o
+		if o, ok := v.(client.Object); ok {
+			fn(o, gone)
+		}
 	}
 	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-		AddFunc:    func(v any) { fn(nil, object(v)) },
-		UpdateFunc: func(was, v any) { fn(object(was), object(v)) },
-		DeleteFunc: func(v any) { fn(object(v), nil) },
+		AddFunc:    func(v any) { tell(v, false) },
+		UpdateFunc: func(_, v any) { tell(v, false) },
+		DeleteFunc: func(v any) { tell(v, true) },
 	})
 	if err != nil {
 		return fmt.Errorf("watch %T: %w", kind, err)

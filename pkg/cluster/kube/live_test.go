@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -44,7 +45,7 @@ func newLive(t *testing.T) *live {
 	t.Helper()
 	path := os.Getenv("SLUICE_TEST_KUBECONFIG")
 	if path == "" {
-		t.Skip("needs a cluster: `make cluster-up`, then SLUICE_TEST_KUBECONFIG=.cache/cluster/kubeconfig; `make test` does both")
+		t.Skip("needs a cluster: `make cluster-up`, then SLUICE_TEST_KUBECONFIG=.cache/cluster/kubeconfig; `make cluster-e2e` does both")
 	}
 	config, _, err := kube.Config(path, "")
 	if err != nil {
@@ -122,28 +123,23 @@ func (l *live) until(t *testing.T, limit time.Duration, what string, done func()
 func (l *live) clear(t *testing.T) {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context())
-	kinds := func() []client.ObjectList {
-		return []client.ObjectList{&v1alpha1.ModelEndpointList{}, &appsv1.DeploymentList{}, &policyv1.PodDisruptionBudgetList{}, &v1alpha1.JournalEntryList{}, &corev1.PodList{}, &corev1.ServiceList{}, &corev1.SecretList{}}
-	}
 	l.until(t, time.Minute, "an empty cluster", func() error {
 		left := 0
 		for _, ns := range namespaces() {
-			for _, list := range kinds() {
-				opts := []client.ListOption{client.InNamespace(ns)}
-				if err := l.client.List(ctx, list, opts...); err != nil {
+			for _, list := range []client.ObjectList{
+				&v1alpha1.ModelEndpointList{}, &appsv1.DeploymentList{}, &policyv1.PodDisruptionBudgetList{}, &v1alpha1.JournalEntryList{}, &corev1.PodList{}, &corev1.ServiceList{}, &corev1.SecretList{},
+			} {
+				if err := l.client.List(ctx, list, client.InNamespace(ns)); err != nil {
 					return err
 				}
-				items, err := runtime.DefaultUnstructuredConverter.ToUnstructured(list)
+				items, err := meta.ExtractList(list)
 				if err != nil {
 					return err
 				}
-				all, _, _ := unstructured.NestedSlice(items, "items")
-				for _, raw := range all {
-					u := unstructured.Unstructured{Object: raw.(map[string]any)}
-					o := list.DeepCopyObject() // for its kind alone
-					_ = o
-					left++
-					if err := l.remove(ctx, list, ns, u.GetName()); client.IgnoreNotFound(err) != nil {
+				left += len(items)
+				for _, o := range items {
+					err := l.client.Delete(ctx, o.(client.Object), client.GracePeriodSeconds(0), client.PropagationPolicy(metav1.DeletePropagationBackground))
+					if client.IgnoreNotFound(err) != nil {
 						return err
 					}
 				}
@@ -154,28 +150,6 @@ func (l *live) clear(t *testing.T) {
 		}
 		return nil
 	})
-}
-
-func (l *live) remove(ctx context.Context, list client.ObjectList, ns, name string) error {
-	meta := metav1.ObjectMeta{Namespace: ns, Name: name}
-	var o client.Object
-	switch list.(type) {
-	case *v1alpha1.ModelEndpointList:
-		o = &v1alpha1.ModelEndpoint{ObjectMeta: meta}
-	case *v1alpha1.JournalEntryList:
-		o = &v1alpha1.JournalEntry{ObjectMeta: meta}
-	case *appsv1.DeploymentList:
-		o = &appsv1.Deployment{ObjectMeta: meta}
-	case *policyv1.PodDisruptionBudgetList:
-		o = &policyv1.PodDisruptionBudget{ObjectMeta: meta}
-	case *corev1.PodList:
-		o = &corev1.Pod{ObjectMeta: meta}
-	case *corev1.ServiceList:
-		o = &corev1.Service{ObjectMeta: meta}
-	case *corev1.SecretList:
-		o = &corev1.Secret{ObjectMeta: meta}
-	}
-	return l.client.Delete(ctx, o, client.GracePeriodSeconds(0), client.PropagationPolicy(metav1.DeletePropagationBackground))
 }
 
 // open connects to the cluster; start follows it once its parts are made.

@@ -24,7 +24,7 @@ type Routers struct {
 // Routers of the installation.
 func (c *Cluster) Routers(ctx context.Context) (*Routers, error) {
 	r := &Routers{c: c, reporters: map[string]*telemetry.HTTPReporter{}}
-	return r, c.inform(ctx, &discoveryv1.EndpointSlice{}, func(client.Object, client.Object) {})
+	return r, c.inform(ctx, &discoveryv1.EndpointSlice{}, func(client.Object, bool) {})
 }
 
 // errNoRouter: without a router nothing is known of the traffic.

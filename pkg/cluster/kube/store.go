@@ -44,16 +44,9 @@ var _ cluster.Store = (*Store)(nil)
 // Store of the cluster's endpoints.
 func (c *Cluster) Store(ctx context.Context) (*Store, error) {
 	s := &Store{c: c, written: map[rollout.Key]write{}}
-	err := c.inform(ctx, &v1alpha1.ModelEndpoint{}, func(old, now client.Object) {
-		o := now
-		if o == nil {
-			o = old
-		}
-		if o == nil {
-			return
-		}
+	err := c.inform(ctx, &v1alpha1.ModelEndpoint{}, func(o client.Object, gone bool) {
 		key := rollout.Key{Namespace: o.GetNamespace(), Name: o.GetName()}
-		s.caughtUp(key, o, now == nil)
+		s.caughtUp(key, o, gone)
 		s.hub.Changed(key)
 	})
 	if err != nil {

@@ -48,11 +48,9 @@ func (a *app) openKubernetes(ctx context.Context) (*system, error) {
 
 // follow the namespace that the command is about.
 func (a *app) follow() (*kube.Cluster, error) {
-	config, _, err := kube.Config(a.kubecfg, a.kubeCtx)
-	if err != nil {
-		return nil, err
-	}
-	return kube.New(config, kube.Options{Namespaces: []string{a.namespace}, SystemNamespace: a.namespace, Logger: a.log})
+	return kube.Open(kube.OpenOptions{
+		Kubeconfig: a.kubecfg, Context: a.kubeCtx, Namespaces: []string{a.namespace}, SystemNamespace: a.namespace, Logger: a.log,
+	})
 }
 
 // podLogs follows pods only when logs are asked for: few commands need the right to see them.
