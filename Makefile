@@ -86,11 +86,16 @@ cluster-down: cluster
 
 # Tests that need a cluster: the ports' suites on it, the definitions, the chart, and Sluice installed on it.
 .PHONY: cluster-e2e
-cluster-e2e: cluster-up helm
+cluster-e2e: helm
+	@[ -n "$$SLUICE_TEST_REGISTRY" ] || $(MAKE) -s cluster-up
 	@test/cluster-e2e $(BIN)/cluster
 
-cluster-test: cluster ## the cluster's own test
-	@$(BIN)/cluster build && cd test/cluster && go vet ./... && go test -count=1 -v ./...
+.PHONY: cluster-build cluster-test
+cluster-build: cluster
+	@$(BIN)/cluster build
+
+cluster-test: cluster-build $(LINT) ## the cluster's own test
+	@cd test/cluster && go vet ./... && $(LINT) run --config ../../.golangci.yml ./... && go test -count=1 -timeout 20m -v ./...
 
 generate: ## references that are made from the code
 	go test ./rollout -run TestReasonsReference -update

@@ -165,6 +165,7 @@ func (r *Reconciler) work(ctx context.Context, queue workqueue.TypedRateLimiting
 type Reconciler struct {
 	Options
 	evidence *evidence
+	refusals refusals
 	now      func() time.Time
 }
 
@@ -234,14 +235,15 @@ func (r *Reconciler) Reconcile(ctx context.Context, key rollout.Key) (time.Durat
 		// Without sight of the fleets nothing can be said of replicas: the last status stays.
 		return 0, fmt.Errorf("read fleets: %w", fleetsErr)
 	}
-	if err := r.keys(ctx, e); err != nil {
-		return 0, err
+	// What cannot be done for one version, or for the keys, keeps nothing else from being done, the
+	// status least of all: it says why.
+	keysErr := r.keys(ctx, e)
+	due, fleetErr := r.fleets(ctx, e, fleets, now)
+	if r.refusals.changed(key) {
+		r.observe(e, fleets, now)
+		due = append(due, time.Second)
 	}
-	due, err := r.fleets(ctx, e, fleets, now)
-	if err != nil {
-		return 0, err
-	}
-	if err := r.report(ctx, e, fleets, plan, moved, now); err != nil {
+	if err := errors.Join(r.report(ctx, e, fleets, plan, moved, now), keysErr, fleetErr); err != nil {
 		return 0, err
 	}
 	if t := e.Spec.ByRole(rollout.Treatment); t != nil && e.Spec.Strategy != nil {
@@ -304,6 +306,7 @@ func (r *Reconciler) fleetsOf(ctx context.Context, key rollout.Key) (map[string]
 // remove cleans up after an endpoint that is gone.
 func (r *Reconciler) remove(ctx context.Context, key rollout.Key) error {
 	r.evidence.forget(key)
+	r.refusals.forget(key)
 	fleets, err := r.fleetsOf(ctx, key)
 	if err != nil {
 		return fmt.Errorf("read fleets: %w", err)
@@ -324,7 +327,8 @@ func (r *Reconciler) keys(ctx context.Context, e *rollout.Endpoint) error {
 	if e.Spec.AuthMode() != rollout.AuthKey {
 		return nil
 	}
-	if _, err := r.Keys.EnsureKeys(ctx, e.Key()); err != nil {
+	_, err := r.Keys.EnsureKeys(ctx, e.Key())
+	if err = r.refusals.note(e.Key(), "", err); err != nil {
 		return fmt.Errorf("make keys: %w", err)
 	}
 	return nil
@@ -347,15 +351,17 @@ func (r *Reconciler) fleets(ctx context.Context, e *rollout.Endpoint, have map[s
 		}
 		wanted[v.Name] = true
 		if f, ok := have[v.Name]; ok && f.Revision == v.Revision() {
+			_ = r.refusals.note(e.Key(), v.Name, nil)
 			continue
 		}
 		err := r.Fleets.Apply(ctx, cluster.FleetSpec{
 			Key: cluster.FleetKey{Endpoint: e.Key(), Version: v.Name}, Revision: v.Revision(), Image: v.Image, Settings: v.Settings,
 		})
-		if err != nil {
+		if err = r.refusals.note(e.Key(), v.Name, err); err != nil {
 			errs = append(errs, fmt.Errorf("apply fleet of %s: %w", v.Name, err))
 		}
 	}
+	r.refusals.keep(e.Key(), wanted)
 	for version := range have {
 		if wanted[version] {
 			continue

@@ -320,6 +320,44 @@ func TestChangedSettingThatFails(t *testing.T) {
 	})
 }
 
+// Settings that the cluster refuses keep nothing else from being done, the status says which rule they
+// break, and they are tried again.
+func TestRefusedSettings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.kill()
+		w.pair(rollout.Strategy{Steps: []rollout.Step{{Percent: 5000}}})
+		w.within(time.Second, "first step", claim("b", 5000))
+		w.fleet.SetImage(version("b", 2).Image, memory.Behaviour{Refuse: &rollout.Error{Reason: rollout.ReasonInvalid, Field: "template.spec.hostNetwork", Message: "would collide"}})
+		x := func(n string) *rollout.Settings {
+			return &rollout.Settings{EnvironmentVariables: map[string]rollout.EnvValue{"X": {Value: n}}}
+		}
+		w.apply(rollout.Update{Version: "b", Settings: x("1")})
+		w.within(5*time.Second, "the rule", func(e *rollout.Endpoint) bool {
+			v, ro := e.Status.Version("b"), e.Status.Rollout
+			return v.State == rollout.StateReady && v.Reason == rollout.ReasonInvalid && strings.Contains(v.Message, "hostNetwork") && ro != nil && ro.Reason == rollout.ReasonReplacing
+		})
+		w.apply(rollout.Update{Version: "a", Settings: x("1")})
+		a := cluster.FleetKey{Endpoint: key, Version: "a"}
+		w.within(5*time.Second, "a's settings", func(e *rollout.Endpoint) bool {
+			spec, ok := w.fleet.Spec(a)
+			return ok && spec.Revision == e.Spec.Version("a").Revision() && e.Status.ObservedGeneration == e.Metadata.Generation
+		})
+		// One that never started is failed.
+		w.fleet.SetImage(version("c", 3).Image, memory.Behaviour{Refuse: &rollout.Error{Reason: rollout.ReasonDenied, Message: "exceeded quota"}})
+		w.apply(rollout.Deploy{Version: version("c", 3)})
+		w.within(5*time.Second, "c failed", func(e *rollout.Endpoint) bool {
+			v := e.Status.Version("c")
+			return v.State == rollout.StateFailed && v.Reason == rollout.ReasonDenied
+		})
+		w.fleet.SetImage(version("b", 2).Image, memory.Behaviour{})
+		w.within(2*resync, "applied after all", func(e *rollout.Endpoint) bool {
+			v := e.Status.Version("b")
+			return v.Reason == "" && v.ReadyReplicas > 0 && v.OutdatedReplicas == 0
+		})
+	})
+}
+
 func TestEndpointGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -25,6 +25,12 @@ func (r *Reconciler) observe(e *rollout.Endpoint, fleets map[string]cluster.Flee
 		v := &e.Spec.Versions[i]
 		f, has := fleets[v.Name]
 		s := versionStatus(v, f, has)
+		if refused := r.refusals.of(e.Key(), v.Name); refused != nil && v.RetiredAt.IsZero() {
+			// What serves goes on with the settings that it has.
+			if s.Reason, s.Message = refused.Reason, ending(refused.Error(), messageBytes); s.State != rollout.StateReady {
+				s.State = rollout.StateFailed
+			}
+		}
 		ready[v.Name] = s.ReadyReplicas > 0
 		out = append(out, s)
 	}
@@ -118,7 +124,7 @@ func (r *Reconciler) report(ctx context.Context, e *rollout.Endpoint, fleets map
 		st.ScoringURI = r.ScoringURI(e.Key())
 	}
 	rollout.RecordHistory(st, e.Spec.Changes)
-	st.Conditions = conditions(st.Conditions, e, fleets, now)
+	st.Conditions = conditions(st.Conditions, e, fleets, r.refusals.of(e.Key(), ""), now)
 	evidence := r.evidence.status(e, now)
 	var ro *rollout.RolloutStatus
 	if plan.Rollout.Treatment != "" || len(evidence) > 0 {
@@ -211,7 +217,7 @@ const (
 )
 
 // conditions say whether the endpoint serves, and whether shares fell back.
-func conditions(was []rollout.Condition, e *rollout.Endpoint, fleets map[string]cluster.FleetState, now time.Time) []rollout.Condition {
+func conditions(was []rollout.Condition, e *rollout.Endpoint, fleets map[string]cluster.FleetState, keys *rollout.Error, now time.Time) []rollout.Condition {
 	ready := rollout.Condition{Type: "Ready", Status: "False", Reason: rollout.ReasonNothingServes, Message: "no version has a ready replica"}
 	names := map[string]bool{}
 	for _, v := range e.Status.Versions {
@@ -219,6 +225,9 @@ func conditions(was []rollout.Condition, e *rollout.Endpoint, fleets map[string]
 		if v.ReadyReplicas > 0 {
 			ready = rollout.Condition{Type: "Ready", Status: "True", Reason: rollout.ReasonNoChange}
 		}
+	}
+	if keys != nil {
+		ready = rollout.Condition{Type: "Ready", Status: "False", Reason: keys.Reason, Message: "nobody is let in: " + keys.Error()}
 	}
 	fell := rollout.Condition{Type: "Fallback", Status: "False", Reason: rollout.ReasonNoChange}
 	for _, sh := range e.Spec.SharesWith(func(n string) bool { return names[n] }) {
@@ -238,7 +247,7 @@ func conditions(was []rollout.Condition, e *rollout.Endpoint, fleets map[string]
 		}
 		if f.ScaledBy != "" && foreign.Status == "False" {
 			foreign.Status, foreign.Reason = "True", rollout.ReasonScaledByOther
-			foreign.Message = fmt.Sprintf("%s scales %s, so Sluice does not: delete it, or give the version a fixed count of replicas", f.ScaledBy, name)
+			foreign.Message = fmt.Sprintf("%s scales %s, so Sluice does not; once it is deleted Sluice scales the version again", f.ScaledBy, name)
 		}
 	}
 	for _, c := range []rollout.Condition{full, foreign} {

@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -72,6 +74,9 @@ type Options struct {
 	Description string
 	Default     bool
 	Actor       string
+	// Router, if not empty, is the router's address as it is reached from here, for the smoke test: the
+	// endpoint's own may be one that only a cluster's pods know.
+	Router string
 	// Timeout for becoming ready; 0 does not wait, and leaves the version untyped at 0 unless it is the first.
 	Timeout time.Duration
 
@@ -107,6 +112,9 @@ type Result struct {
 func Run(ctx context.Context, o Options) (Result, error) {
 	if o.Progress == nil {
 		o.Progress = func(string, ...any) {}
+	}
+	if _, err := reached("", o.Router); err != nil {
+		return Result{}, err
 	}
 	ship, err := o.Shipper.Ship(ctx, o.Dir)
 	if err != nil {
@@ -433,11 +441,15 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 	if t == nil {
 		return nil
 	}
-	fail := func(format string, args ...any) error {
+	fail := func(format string, args ...any) *rollout.Error {
 		return &rollout.Error{Reason: rollout.ReasonSmokeFailed, Field: "test", Message: fmt.Sprintf(format, args...), Hint: fmt.Sprintf("read `sluice logs %s %s`", d.key.Name, d.ship.Name)}
 	}
 	if e.Status.ScoringURI == "" {
 		return fail("the endpoint has no address to send the smoke test to")
+	}
+	address, err := reached(e.Status.ScoringURI, d.Router)
+	if err != nil {
+		return err
 	}
 	client := d.Client
 	if client == nil {
@@ -449,7 +461,7 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 	// refusals are tried again for a while, an answer of the version never is.
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.Status.ScoringURI, bytes.NewReader(t.Body))
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, address, bytes.NewReader(t.Body))
 		if err != nil {
 			return fail("the smoke test cannot be sent: %v", err)
 		}
@@ -475,7 +487,12 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 		}
 		if time.Now().After(deadline) || ctx.Err() != nil {
 			if err != nil {
-				return fail("the smoke test got no answer: %v", err)
+				out := fail("the smoke test got no answer: %v", err)
+				var unreached *net.OpError
+				if errors.As(err, &unreached) && unreached.Op == "dial" {
+					out.Hint = "make the router's address known to this machine with --router-url (such as http://127.0.0.1:8080 while `kubectl port-forward` leads there), or have the control role announce one that clients reach (its --scoring-url)"
+				}
+				return out
 			}
 			break
 		}
@@ -492,6 +509,22 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 	}
 	d.Progress("the smoke test passed: status %d", status)
 	return nil
+}
+
+// reached is the endpoint's address with the router's as it is reached from here.
+func reached(scoringURI, router string) (string, error) {
+	if router == "" {
+		return scoringURI, nil
+	}
+	at, err := url.Parse(router)
+	if err != nil || at.Host == "" || at.Scheme != "http" && at.Scheme != "https" {
+		return "", &rollout.Error{Reason: rollout.ReasonInvalid, Field: "--router-url", Message: fmt.Sprintf("%q is not the address of a router", router), Hint: "write http://HOST:PORT or https://HOST:PORT"}
+	}
+	uri, err := url.Parse(scoringURI)
+	if err != nil {
+		return "", fmt.Errorf("parse scoring address: %w", err)
+	}
+	return at.JoinPath(uri.EscapedPath()).String(), nil
 }
 
 // unsaid are the lines that a refusal does not quote already, as that of a failed init() does.

@@ -145,6 +145,36 @@ func TestSmokeTestFails(t *testing.T) {
 	}
 }
 
+// An endpoint's address that only pods know: the error says what to do, and --router-url does it.
+func TestSmokeTestFromOutside(t *testing.T) {
+	asked := make(chan string, 10)
+	b := newBench(t, func(w http.ResponseWriter, r *http.Request) { asked <- r.URL.Path })
+	router := b.uri
+	b.uri = "http://router.invalid/api/v1/endpoint/models/fraud/score"
+	defer b.serve()()
+	o := b.options("one", 0)
+	s := o.Shipper.(fixed)
+	s.s.Test = &Test{Status: 200}
+	o.Shipper = s
+	_, err := Run(t.Context(), o)
+	if rollout.ReasonOf(err) != rollout.ReasonSmokeFailed || !strings.Contains(err.Error(), "--router-url") {
+		t.Fatalf("got %v, want smoke_test_failed and a way out", err)
+	}
+	o = b.options("two", 0)
+	s.s.Image, s.s.Name = o.Shipper.(fixed).s.Image, "two"
+	o.Shipper, o.Router = s, router
+	if _, err := Run(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	if path := <-asked; path != "/api/v1/endpoint/models/fraud/score" {
+		t.Errorf("the smoke test went to %s", path)
+	}
+	o.Router = "localhost:8080"
+	if _, err := Run(t.Context(), o); rollout.ReasonOf(err) != rollout.ReasonInvalid {
+		t.Errorf("an address without a scheme: %v", err)
+	}
+}
+
 func TestNotReadyInTime(t *testing.T) {
 	b := newBench(t, nil)
 	defer b.serve()()

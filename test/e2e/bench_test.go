@@ -291,14 +291,40 @@ func TestBenchArchive(t *testing.T) {
 		f.Close()
 	}
 	cmd := exec.Command(binary, "package", dir)
-	if err := cmd.Run(); err != nil {
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	peak := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss / 1024
+	// From /proc: the peak that wait(2) tells includes this test's own memory, which the child shares until it executes.
+	var peak int
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for running := true; running; {
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Fatal(err)
+			}
+			running = false
+		case <-time.After(20 * time.Millisecond):
+			peak = max(peak, highWater(cmd.Process.Pid))
+		}
+	}
 	t.Logf("11 GiB packaged with a peak of %d MiB resident, in %s", peak, cmd.ProcessState.UserTime().Round(time.Second))
-	if peak > 64 {
+	if peak == 0 || peak > 64 {
 		t.Errorf("peak of %d MiB, want at most 64", peak)
 	}
+}
+
+// highWater is the most memory that a process has had resident, in MiB; 0 if it is gone.
+func highWater(pid int) int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(b), "VmHWM:")
+	var kib int
+	_, _ = fmt.Sscan(rest, &kib)
+	return kib >> 10
 }
 
 // TestBenchCapacity prints what one version's replicas and the router give together.

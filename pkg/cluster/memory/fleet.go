@@ -27,6 +27,8 @@ type Behaviour struct {
 	Message string
 	// Missing makes the fleet unable to start replicas at all (image_missing).
 	Missing bool
+	// Refuse, if set, makes Apply fail.
+	Refuse *rollout.Error
 	// Address of a new replica; nil gives each a port of its own on 127.0.0.1, where nothing listens.
 	Address func(cluster.Replica) string
 }
@@ -175,6 +177,9 @@ func (f *Fleet) Apply(_ context.Context, spec cluster.FleetSpec) error {
 	defer f.mu.Unlock()
 	if f.failure != nil {
 		return fmt.Errorf("apply fleet %s: %w", spec.Key, f.failure)
+	}
+	if b := f.behaviour(&fleet{spec: spec}); b.Refuse != nil {
+		return fmt.Errorf("apply fleet %s: %w", spec.Key, b.Refuse)
 	}
 	fl := f.fleets[spec.Key]
 	switch {

@@ -106,6 +106,23 @@ func TestEditToEffect(t *testing.T) {
 	}
 }
 
+// clients send one request after the other until the test ends.
+func clients(t *testing.T, n int, endpoint, key string) {
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	t.Cleanup(func() { stop(); wg.Wait() })
+	c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: n}}
+	for range n {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if status, _, _, err := score(ctx, c, endpoint, key, []byte(`{"n": 1}`)); err != nil || status != http.StatusOK {
+					time.Sleep(50 * time.Millisecond)
+				}
+			}
+		})
+	}
+}
+
 // TestLoadStep: replicas are asked for soon after a step of load.
 func TestLoadStep(t *testing.T) {
 	in := install(t)
@@ -113,35 +130,17 @@ func TestLoadStep(t *testing.T) {
 	defer in.remove(t, "step")
 	in.must(t, "deploy", project(t, "step", "one", "    import time; time.sleep(0.5)\n"), "--version", "one")
 	key := in.key(t, "step")
-	deployment := func() *appsv1.Deployment {
-		var list appsv1.DeploymentList
-		if err := in.client.List(t.Context(), &list, client.InNamespace(models), client.MatchingLabels{kube.LabelEndpoint: "step"}); err != nil || len(list.Items) != 1 {
-			t.Fatalf("%d deployments, %v", len(list.Items), err)
-		}
-		return &list.Items[0]
-	}
-	var wg sync.WaitGroup
-	ctx, stop := context.WithCancel(t.Context())
-	defer wg.Wait()
-	defer stop()
-	c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 20}}
 	began := time.Now()
-	for range 6 {
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				_, _, _, _ = score(ctx, c, "step", key, []byte(`{"n": 1}`))
-			}
-		})
-	}
+	clients(t, 6, "step", key)
 	eventually(t, 20*time.Second, "more replicas are asked for", func() error {
-		if n := *deployment().Spec.Replicas; n <= 1 {
+		if n := *in.deployment(t, "step").Spec.Replicas; n <= 1 {
 			return fmt.Errorf("%d replicas", n)
 		}
 		return nil
 	})
 	asked := time.Since(began)
 	eventually(t, time.Minute, "a second replica serves", func() error {
-		if n := deployment().Status.ReadyReplicas; n < 2 {
+		if n := in.deployment(t, "step").Status.ReadyReplicas; n < 2 {
 			return fmt.Errorf("%d ready", n)
 		}
 		return nil
@@ -298,9 +297,20 @@ func TestWithoutAPIServer(t *testing.T) {
 	}
 }
 
-// TestLeaderKilled: another router takes the autoscaler over.
+// TestLeaderKilled: another router takes the autoscaler over, and what it finds is scaled once.
 func TestLeaderKilled(t *testing.T) {
 	in := install(t)
+	in.remove(t, "leads")
+	t.Cleanup(func() { in.remove(t, "leads") })
+	dir := project(t, "leads", "one", "    import time; time.sleep(0.2)\n")
+	edit(t, dir, "maxReplicas: 3", "maxReplicas: 9")
+	in.must(t, "deploy", dir, "--version", "one")
+	key := in.key(t, "leads")
+	// Two busy clients need ceil(2 / 0.7) replicas.
+	clients(t, 2, "leads", key)
+	in.becomes(t, "leads", 3)
+	in.stays(t, "leads", 3)
+
 	holder := func() string {
 		var lease coordinationv1.Lease
 		if err := in.client.Get(t.Context(), client.ObjectKey{Namespace: system, Name: "sluice-autoscaler"}, &lease); err != nil {
@@ -322,19 +332,32 @@ func TestLeaderKilled(t *testing.T) {
 		}
 		return nil
 	})
+	generation := in.deployment(t, "leads").Generation
 	began := time.Now()
 	if err := in.client.Delete(t.Context(), &pods[i], client.GracePeriodSeconds(0)); err != nil { // as kill -9
 		t.Fatal(err)
 	}
-	eventually(t, 30*time.Second, "another leader", func() error {
-		if now := holder(); now == was || now == "" {
-			return fmt.Errorf("the lease is held by %q", now)
+	// Nobody leads now, and the need becomes ceil(4 / 0.7).
+	clients(t, 2, "leads", key)
+	var took time.Duration
+	counts := []int32{3}
+	for end := began.Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if took == 0 {
+			if now := holder(); now != was && now != "" {
+				took = time.Since(began)
+				end = time.Now().Add(20 * time.Second)
+			}
 		}
-		return nil
-	})
-	took := time.Since(began)
-	t.Logf("another router leads after %s", took.Round(100*time.Millisecond))
-	if took > 20*time.Second {
+		if n := *in.deployment(t, "leads").Spec.Replicas; n != counts[len(counts)-1] {
+			counts = append(counts, n)
+		}
+	}
+	writes := in.deployment(t, "leads").Generation - generation
+	t.Logf("another router leads after %s; replicas asked for: %v in %d writes", took.Round(100*time.Millisecond), counts, writes)
+	if took == 0 || took > 20*time.Second {
 		t.Errorf("another router led after %s, want 20 s at most", took)
+	}
+	if !slices.IsSorted(counts) || counts[len(counts)-1] != 6 || writes != int64(len(counts)-1) {
+		t.Errorf("replicas were %v by %d writes, want them to grow to 6, each count written once", counts, writes)
 	}
 }

@@ -35,6 +35,19 @@ func project(t *testing.T, endpoint, tag, extra string) string {
 	return dir
 }
 
+// edit the manifest of a project.
+func edit(t *testing.T, dir, old, to string) {
+	t.Helper()
+	path := filepath.Join(dir, "sluice.yaml")
+	b, err := os.ReadFile(path)
+	if err != nil || !strings.Contains(string(b), old) {
+		t.Fatalf("%s has no %q: %v", path, old, err)
+	}
+	if err := os.WriteFile(path, []byte(strings.Replace(string(b), old, to, 1)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // load is a constant stream of checked requests.
 type load struct {
 	sent, failed, bad atomic.Int64

@@ -114,6 +114,7 @@ ENDPOINT VERSION") or makes room for a seventh version. The same deploy again go
 	f.StringVar(&r.runnerImage, "runner-image", env("RUNNER_IMAGE"), "Sluice's runner image ($SLUICE_RUNNER_IMAGE)")
 	f.StringVar(&r.platform, "platform", env("PLATFORM"), "OS/ARCHITECTURE of images (default linux/amd64)")
 	f.StringSliceVar(&r.insecure, "insecure-registry", nil, "HOST[:PORT] that may be spoken to in plain HTTP")
+	f.StringVar(&o.Router, "router-url", env("ROUTER_URL"), "router's address for the smoke test, if the endpoint's is not reached from here ($SLUICE_ROUTER_URL)")
 	f.DurationVar(&o.Timeout, "timeout", 5*time.Minute, "how long it may take to become ready; 0 does not wait and gives it no part")
 	return c
 }
