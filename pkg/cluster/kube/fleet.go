@@ -249,14 +249,22 @@ func replicaOf(p *corev1.Pod, a address, listed bool) (r cluster.Replica, imageM
 	var last *corev1.ContainerStateTerminated
 	var waiting *corev1.ContainerStateWaiting
 	var started time.Time
-	for i := range p.Status.ContainerStatuses {
-		c := &p.Status.ContainerStatuses[i]
+	idle := func(w *corev1.ContainerStateWaiting) bool {
+		return w == nil || w.Reason == "ContainerCreating" || w.Reason == "PodInitializing"
+	}
+	// Init containers too: the template's own, and a server with the gate before it.
+	for _, c := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
+		if t := c.State.Terminated; t != nil && t.ExitCode == 0 && slices.ContainsFunc(p.Status.InitContainerStatuses, func(i corev1.ContainerStatus) bool { return i.Name == c.Name }) {
+			continue // an init container that has done its work
+		}
 		r.Restarts = max(r.Restarts, int(c.RestartCount))
 		switch {
 		case c.State.Terminated != nil:
 			last = c.State.Terminated
 		case c.State.Waiting != nil:
-			waiting = c.State.Waiting
+			if idle(waiting) {
+				waiting = c.State.Waiting
+			}
 			if c.LastTerminationState.Terminated != nil {
 				last = c.LastTerminationState.Terminated
 			}
@@ -281,7 +289,7 @@ func replicaOf(p *corev1.Pod, a address, listed bool) (r cluster.Replica, imageM
 		}
 		return r, ""
 	}
-	if waiting != nil && waiting.Reason != "ContainerCreating" && waiting.Reason != "PodInitializing" {
+	if !idle(waiting) {
 		// Such as CreateContainerConfigError: a secret that is not there.
 		r.State, r.Reason, r.Message = cluster.ReplicaFailed, rollout.ReasonCrashed, waiting.Reason+": "+waiting.Message
 		return r, ""

@@ -26,6 +26,7 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
@@ -91,7 +92,9 @@ func New(config *rest.Config, o Options) (*Cluster, error) {
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return nil, fmt.Errorf("register kinds: %w", err)
 	}
-	// Watches log through controller-runtime's one logger of the process, which complains until it is set.
+	// Watches and leases log through the process's one logger of controller-runtime, which complains until
+	// it is set, and of klog.
+	klog.SetSlogLogger(o.Logger)
 	ctrllog.SetLogger(logr.FromSlogHandler(o.Logger.Handler()))
 	config = rest.CopyConfig(config)
 	if config.UserAgent == "" {

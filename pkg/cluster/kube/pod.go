@@ -98,8 +98,6 @@ func PodTemplate(spec cluster.FleetSpec, gateImage string) (corev1.PodTemplateSp
 			},
 			TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 		})
-		// The server goes on while the gate drains.
-		containers[0].Lifecycle = pause(drainLinger + s.ScoringTimeout())
 		gate = &containers[1]
 		gate.SecurityContext.ReadOnlyRootFilesystem = &yes
 	} else {
@@ -143,10 +141,27 @@ func PodTemplate(spec cluster.FleetSpec, gateImage string) (corev1.PodTemplateSp
 			}},
 		},
 	}
-	if s.Template == nil {
-		return template, nil
+	if s.Template != nil {
+		if template, err = patched(template, s.Template); err != nil {
+			return corev1.PodTemplateSpec{}, err
+		}
 	}
-	return patched(template, s.Template)
+	if gate.Name == containerGate {
+		serverFirst(&template.Spec)
+	}
+	return template, nil
+}
+
+// serverFirst makes a server that has the gate beside it a sidecar of the gate in Kubernetes' sense, an init container that is
+// always restarted (Kubernetes 1.29): it starts before the gate, after the template's own init containers, and is
+// ended once the gate has drained, however long or short that takes.
+func serverFirst(spec *corev1.PodSpec) {
+	i := slices.IndexFunc(spec.Containers, func(c corev1.Container) bool { return c.Name == containerModel })
+	always := corev1.ContainerRestartPolicyAlways
+	server := spec.Containers[i]
+	server.RestartPolicy = &always
+	spec.Containers = slices.Delete(spec.Containers, i, i+1)
+	spec.InitContainers = append(spec.InitContainers, server)
 }
 
 func healthy() corev1.ProbeHandler {

@@ -33,7 +33,7 @@ func trimPod(v any) (any, error) {
 		p.Spec = corev1.PodSpec{NodeName: p.Spec.NodeName}
 		p.Status = corev1.PodStatus{
 			Phase: p.Status.Phase, Conditions: p.Status.Conditions, PodIP: p.Status.PodIP,
-			ContainerStatuses: p.Status.ContainerStatuses, StartTime: p.Status.StartTime,
+			InitContainerStatuses: p.Status.InitContainerStatuses, ContainerStatuses: p.Status.ContainerStatuses, StartTime: p.Status.StartTime,
 		}
 	}
 	return v, nil

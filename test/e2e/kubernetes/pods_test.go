@@ -1,6 +1,8 @@
 package kubernetes
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -96,6 +98,9 @@ func (in *installation) stays(t *testing.T, endpoint string, n int32) {
 func (in *installation) becomes(t *testing.T, endpoint string, n int32) {
 	t.Helper()
 	eventually(t, 2*time.Minute, fmt.Sprintf("%d replicas of %s", n, endpoint), func() error {
+		if len(in.endpoint(t, endpoint).Status.Versions) == 0 {
+			return errors.New("the control role has not seen it yet")
+		}
 		if d := in.deployment(t, endpoint); *d.Spec.Replicas != n || d.Status.ReadyReplicas != n {
 			return fmt.Errorf("%d asked for, %d ready", *d.Spec.Replicas, d.Status.ReadyReplicas)
 		}
@@ -106,14 +111,19 @@ func (in *installation) becomes(t *testing.T, endpoint string, n int32) {
 // advertise has every node offer n of a resource; 0 takes it back.
 func (in *installation) advertise(t *testing.T, resource string, n int) {
 	t.Helper()
+	ctx := context.WithoutCancel(t.Context())
 	var nodes corev1.NodeList
-	if err := in.client.List(t.Context(), &nodes); err != nil {
+	if err := in.client.List(ctx, &nodes); err != nil {
 		t.Fatal(err)
 	}
 	path := strings.ReplaceAll(resource, "/", "~1")
 	for i := range nodes.Items {
-		patch := fmt.Sprintf(`[{"op":"add","path":"/status/capacity/%[1]s","value":"%[2]d"},{"op":"add","path":"/status/allocatable/%[1]s","value":"%[2]d"}]`, path, n)
-		if err := in.client.Status().Patch(t.Context(), &nodes.Items[i], client.RawPatch(types.JSONPatchType, []byte(patch))); err != nil {
+		op := "add"
+		if n == 0 {
+			op = "remove"
+		}
+		patch := fmt.Sprintf(`[{"op":"%[1]s","path":"/status/capacity/%[2]s","value":"%[3]d"},{"op":"%[1]s","path":"/status/allocatable/%[2]s","value":"%[3]d"}]`, op, path, n)
+		if err := in.client.Status().Patch(ctx, &nodes.Items[i], client.RawPatch(types.JSONPatchType, []byte(patch))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -188,10 +198,11 @@ func TestHorizontalPodAutoscaler(t *testing.T) {
 
 // server is somebody's own, which knows nothing of Sluice and serves one request at a time.
 const server = `
-import json, sys, threading, time
+import json, os, signal, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 busy = threading.Lock()
 class Handler(BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True
     protocol_version = "HTTP/1.1"
     def answer(self, status, body):
         self.send_response(status)
@@ -211,6 +222,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, json.dumps({"n": d["n"], "from": "own"}).encode())
     def log_message(self, *_):
         pass
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 ThreadingHTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
 `
 
@@ -273,33 +285,33 @@ func TestServerOfItsOwn(t *testing.T) {
 	in.becomes(t, "own", 2)
 	t.Logf("two replicas serve %s after the object was made", time.Since(began).Round(100*time.Millisecond))
 	for _, p := range in.pods(t, "own") {
-		names := []string{p.Spec.Containers[0].Name, p.Spec.Containers[len(p.Spec.Containers)-1].Name}
-		if !slices.Contains(names, "gate") || !slices.Contains(names, "model") || len(p.Spec.Containers) != 2 {
-			t.Errorf("pod %s has containers %v", p.Name, names)
+		if len(p.Spec.Containers) != 1 || p.Spec.Containers[0].Name != "gate" || len(p.Spec.InitContainers) != 1 || p.Spec.InitContainers[0].Name != "model" {
+			t.Fatalf("pod %s has containers %+v, %+v", p.Name, p.Spec.InitContainers, p.Spec.Containers)
 		}
-		mounted := slices.ContainsFunc(p.Spec.Containers, func(c corev1.Container) bool {
-			return c.Name == "model" && len(c.VolumeMounts) == 1 && c.VolumeMounts[0].MountPath == "/scratch"
-		})
-		if !mounted || p.Annotations["example.com/team"] != "fraud" || p.Spec.NodeSelector["kubernetes.io/os"] != "linux" || !slices.ContainsFunc(p.Spec.Tolerations, func(x corev1.Toleration) bool { return x.Key == "gpu" }) {
+		if m := p.Spec.InitContainers[0].VolumeMounts; len(m) != 1 || m[0].MountPath != "/scratch" || p.Annotations["example.com/team"] != "fraud" || p.Spec.NodeSelector["kubernetes.io/os"] != "linux" || !slices.ContainsFunc(p.Spec.Tolerations, func(x corev1.Toleration) bool { return x.Key == "gpu" }) {
 			t.Errorf("pod %s is not as the template says: %v %v %+v", p.Name, p.Annotations, p.Spec.NodeSelector, p.Spec.Tolerations)
 		}
 	}
 	key := in.key(t, "own")
+	began = time.Now()
 	l := stream(t, "own", key, 40) // two slots of 20 ms carry 100
 	time.Sleep(5 * time.Second)
+	t.Logf("%5.1f s: new settings; %d requests failed before", time.Since(began).Seconds(), l.failed.Load())
 	in.must(t, "update", "own", "one", "--env", "X=1")
 	eventually(t, 2*time.Minute, "the new pods serve", func() error {
-		st := in.endpoint(t, "own").Status.Version("one")
-		if st.OutdatedReplicas > 0 || st.ReadyReplicas != 2 || st.Replicas != 2 {
+		e := in.endpoint(t, "own")
+		st := e.Status.Version("one")
+		if e.Status.ObservedGeneration < e.Metadata.Generation || st.OutdatedReplicas > 0 || st.ReadyReplicas != 2 || st.Replicas != 2 {
 			return fmt.Errorf("status is %+v", st)
 		}
 		return nil
 	})
+	t.Logf("%5.1f s: only new pods serve", time.Since(began).Seconds())
 	time.Sleep(8 * time.Second)
 	l.stop()
 	t.Logf("%d requests through two routers, %d failed: %v", l.sent.Load(), l.failed.Load(), l.kinds)
 	if l.failed.Load() != 0 {
-		t.Errorf("%d requests failed: %v, the first: %s", l.failed.Load(), l.kinds, l.first)
+		t.Errorf("%d requests failed between %.1f s and %.1f s: %v, the first: %s", l.failed.Load(), l.failedAt.Sub(began).Seconds(), l.last.Sub(began).Seconds(), l.kinds, l.first)
 	}
 
 	// What is Sluice's is refused, with the way out, and what serves goes on.
@@ -321,5 +333,13 @@ func TestServerOfItsOwn(t *testing.T) {
 	})
 	if status, _, answer, err := score(t.Context(), http.DefaultClient, "own", key, []byte(`{"n": 7}`)); err != nil || status != http.StatusOK {
 		t.Errorf("what serves went on with %d %s %v", status, answer, err)
+	}
+	// The server ends when its gate has drained: nothing holds a GPU for longer than requests need.
+	began = time.Now()
+	in.remove(t, "own")
+	took := time.Since(began)
+	t.Logf("its pods were gone after %s", took.Round(100*time.Millisecond))
+	if took > 30*time.Second {
+		t.Errorf("idle pods took %s to end", took)
 	}
 }

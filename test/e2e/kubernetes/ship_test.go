@@ -54,9 +54,10 @@ type load struct {
 	mu                sync.Mutex
 	first             string
 	versions          map[string]int
-	// kinds of failures, counted.
-	kinds map[string]int
-	stop  func()
+	// kinds of failures, counted, and when the first and the last one came.
+	kinds          map[string]int
+	failedAt, last time.Time
+	stop           func()
 }
 
 func stream(t *testing.T, endpoint, key string, perSecond int) *load {
@@ -92,7 +93,8 @@ func stream(t *testing.T, endpoint, key string, perSecond int) *load {
 						kind = err.Error()[strings.LastIndex(err.Error(), ": ")+1:]
 					}
 					l.kinds[version+" "+kind]++
-					if l.failed.Add(1) == 1 {
+					if l.last = time.Now(); l.failed.Add(1) == 1 {
+						l.failedAt = l.last
 						l.first = fmt.Sprintf("status %d from %q: %s %v", status, version, answer, err)
 					}
 				}
