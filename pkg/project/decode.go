@@ -73,7 +73,7 @@ func (d *decoder) document(data []byte) *yaml.Node {
 		return whole(0, example, "is empty")
 	}
 	if err != nil {
-		line, message := syntaxError(err)
+		line, message := YAMLError(err)
 		return whole(line, "", "is not YAML: %s", message)
 	}
 	if doc.Kind != yaml.DocumentNode || len(doc.Content) != 1 || isNull(doc.Content[0]) {
@@ -83,7 +83,7 @@ func (d *decoder) document(data []byte) *yaml.Node {
 	switch err := dec.Decode(&second); {
 	case errors.Is(err, io.EOF):
 	case err != nil:
-		line, message := syntaxError(err)
+		line, message := YAMLError(err)
 		return whole(line, "", "is not YAML: %s", message)
 	default:
 		return whole(second.Line, "keep one document, without a further `---`", "holds several documents")
@@ -93,8 +93,8 @@ func (d *decoder) document(data []byte) *yaml.Node {
 
 var yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:line (\d+): )?(?s:(.*))$`)
 
-// syntaxError takes the line out of yaml's message.
-func syntaxError(err error) (line int, message string) {
+// YAMLError takes the line, from 1, out of an error of go.yaml.in/yaml/v3; 0 if it names none.
+func YAMLError(err error) (line int, message string) {
 	parts := yamlLine.FindStringSubmatch(err.Error())
 	if parts == nil {
 		return 0, err.Error()

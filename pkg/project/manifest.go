@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"sigs.k8s.io/yaml"
 
@@ -206,6 +207,33 @@ func Load(dir string, checks ...Check) (*Manifest, error) {
 		return nil, joinPositioned(d.errs)
 	}
 	return m, nil
+}
+
+// LoadEnvironment reads the environment of the project in dir, for what only looks at it: the manifest
+// is checked as by Parse, but not against the files that it names, and an environment whose image
+// Load refuses as not supported yet is given all the same.
+func LoadEnvironment(dir string) (Environment, error) {
+	t, err := openTree(dir)
+	if err != nil {
+		return Environment{}, err
+	}
+	defer t.close()
+	data, err := readManifest(t)
+	if err != nil {
+		return Environment{}, err
+	}
+	m, d := decodeManifest(ManifestName, data)
+	if m != nil {
+		for _, e := range m.check() {
+			if e.Reason != rollout.ReasonNotSupportedYet || !strings.HasPrefix(e.Field, "environment.") {
+				d.report(e)
+			}
+		}
+	}
+	if len(d.errs) > 0 {
+		return Environment{}, joinPositioned(d.errs)
+	}
+	return m.Environment, nil
 }
 
 // foreignManifests are files that say "this is a project", but not in a form that

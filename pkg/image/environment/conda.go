@@ -9,12 +9,12 @@ import (
 	"io"
 	"maps"
 	"path"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/sluice-dev/sluice/pkg/project"
 )
 
 // maxYAMLDepth is how deep values of a Conda definition may nest.
@@ -85,15 +85,12 @@ type condaReader struct {
 
 func (r *condaReader) at(line int) place { return place{file: r.file, line: line, field: fieldConda} }
 
-var yamlLine = regexp.MustCompile(`^(?:yaml: )?(?:line (\d+): )?(?s:(.*))$`)
-
 // document parses the one document of data.
 func (r *condaReader) document(data []byte) (*yaml.Node, error) {
 	const hint = "see `conda env export` for how it is written"
 	broken := func(err error) error {
-		m := yamlLine.FindStringSubmatch(err.Error())
-		line, _ := strconv.Atoi(m[1])
-		return r.at(line).invalid(hint, "is not YAML: %s", m[2])
+		line, message := project.YAMLError(err)
+		return r.at(line).invalid(hint, "is not YAML: %s", message)
 	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var doc, second yaml.Node

@@ -113,8 +113,15 @@ func (l *loader) loadRequirements(ctx context.Context, name string) error {
 	if !ok {
 		return at.invalid("name a file in the project", "%q is not a path inside the project", name)
 	}
+	if err := l.pipReader(fieldRequirements, ".").file(ctx, at, p, pipRequirement); err != nil {
+		return err
+	}
+	if len(l.pip) == 0 {
+		l.sources, l.packages = nil, fileSet{} // as if there were none
+		return nil
+	}
 	l.requirements = p
-	return l.pipReader(fieldRequirements, ".").file(ctx, at, p, pipRequirement)
+	return nil
 }
 
 // file reads a file of requirements or constraints.
@@ -396,6 +403,7 @@ func (r *pipReader) global(ctx context.Context, at place, o option, dir string) 
 			if n == 0 {
 				return at.invalid("add the packages, or take out of .dockerignore what keeps them out", "%s holds no files", shown(o.value))
 			}
+			o.value = "./" + path.Clean(from+o.value) // from the project's root, wherever it is written
 			break
 		}
 	}

@@ -91,7 +91,8 @@ func (d *Definition) Inputs() []Input {
 			in.Items = append(in.Items, Item{"channel " + s, "channel " + s})
 		}
 		for _, p := range c.packages {
-			in.Items = append(in.Items, Item{condaName(p.spec), p.spec})
+			name, _ := splitConda(p.spec)
+			in.Items = append(in.Items, Item{name, p.spec})
 		}
 		for _, r := range c.records() {
 			if r.kind == "conda-key" {
@@ -341,15 +342,15 @@ func (l pipLine) pinned() bool {
 	return exact && !strings.ContainsAny(version, "*")
 }
 
-// condaName is a package's name in a spec: [CHANNEL::]NAME[VERSION…].
-func condaName(spec string) string {
+// splitConda takes a spec apart: [CHANNEL::]NAME and what stands behind it.
+func splitConda(spec string) (name, rest string) {
 	if i := strings.LastIndex(spec, "::"); i >= 0 {
 		spec = spec[i+2:]
 	}
 	if i := strings.IndexAny(spec, " =<>!~["); i > 0 {
-		spec = spec[:i]
+		return spec[:i], spec[i:]
 	}
-	return spec
+	return spec, ""
 }
 
 // condaPinned says whether a spec names one version: NAME=VERSION[=BUILD] or NAME==VERSION without a
@@ -358,11 +359,6 @@ func condaPinned(spec string) bool {
 	if strings.Contains(spec, "://") {
 		return true
 	}
-	name := condaName(spec)
-	i := strings.Index(spec, name) + len(name)
-	rest := strings.TrimSpace(spec[i:])
-	if rest == "" || strings.ContainsAny(rest, "<>!~|,*[") {
-		return false
-	}
-	return strings.TrimLeft(rest, "= ") != ""
+	_, rest := splitConda(spec)
+	return strings.Trim(rest, "= ") != "" && !strings.ContainsAny(rest, "<>!~|,*[")
 }
