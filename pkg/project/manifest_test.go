@@ -577,3 +577,26 @@ func FuzzManifest(f *testing.F) {
 		}
 	})
 }
+
+// What only looks at the environment gets it even where no image of it can be made yet, and without the files
+// that it has nothing to do with.
+func TestLoadEnvironment(t *testing.T) {
+	dir := files(t, t.TempDir(), map[string]string{ManifestName: "apiVersion: sluice.dev/v1alpha1\nkind: Project\nendpoint: e\n" +
+		"scoring: {entryScript: not-there.py}\nenvironment: {baseImage: 'a:1', conda: c.yml}\n"})
+	env, err := LoadEnvironment(dir)
+	if err != nil || env.BaseImage != "a:1" || env.Conda != "c.yml" {
+		t.Errorf("%+v, %v", env, err)
+	}
+	if _, err := Load(dir); rollout.ReasonOf(err) != rollout.ReasonNotSupportedYet {
+		t.Errorf("Load takes it: %v", err)
+	}
+	for text, says := range map[string]string{
+		"environment: {conda: 1}\n":                       "sluice.yaml:1:22: environment.conda",
+		"environment: {condo: c}\n":                       "unknown key",
+		"models: [{name: a, version: b, uri: oci://x}]\n": "models from elsewhere",
+	} {
+		if _, err := LoadEnvironment(files(t, t.TempDir(), map[string]string{ManifestName: text})); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, want %s", text, err, says)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package environment_test
 
 import (
+	"bytes"
 	"context"
 	"io/fs"
 	"maps"
@@ -12,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
 
 	"github.com/sluice-dev/sluice/pkg/image/environment"
 	"github.com/sluice-dev/sluice/pkg/project"
@@ -50,6 +53,13 @@ func TestDockerfile(t *testing.T) {
 			d, err := load(t)
 			if err != nil {
 				t.Fatal(err)
+			}
+			parsed, err := parser.Parse(bytes.NewReader(d.Dockerfile()))
+			if err == nil {
+				_, _, err = instructions.Parse(parsed.AST, nil)
+			}
+			if err != nil {
+				t.Errorf("BuildKit does not read it: %v", err)
 			}
 			golden(t, filepath.Join("testdata/dockerfiles", strings.ReplaceAll(name, " ", "-")), d.Dockerfile())
 		})

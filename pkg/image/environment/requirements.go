@@ -471,7 +471,10 @@ func (r *pipReader) localPackage(ctx context.Context, at place, p, extra, marker
 	if n == 0 {
 		return "", at.invalid("add its files, or take out of .dockerignore what keeps them out", "%s holds no files", shown(p))
 	}
-	text = "./" + strings.TrimPrefix(path.Clean(p), "./") + extra
+	if text = path.Clean(p); text != "." && !strings.HasPrefix(text, "../") {
+		text = "./" + text
+	}
+	text += extra
 	if marker != "" {
 		text += " ; " + marker
 	}
