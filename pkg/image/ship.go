@@ -10,6 +10,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/sluice-dev/sluice/pkg/deploy"
+	"github.com/sluice-dev/sluice/pkg/image/environment"
 	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -26,6 +27,11 @@ type Shipper struct {
 	Endpoint string
 	// BaseImage for projects that name none.
 	BaseImage string
+	// GlobalRegistry, HOST[:PORT][/PATH], may have images of environments too; default none. Builder builds what
+	// is in neither registry, and with Rebuild also what is.
+	GlobalRegistry string
+	Builder        Builder
+	Rebuild        bool
 	// RunnerFile is a static Linux program, RunnerImage Sluice's image with it; one of them is needed.
 	RunnerFile, RunnerImage string
 	// Platform, OS/ARCHITECTURE, of the image; default the runner's file's, else linux/amd64.
@@ -74,7 +80,7 @@ func (s Shipper) Ship(ctx context.Context, dir string) (deploy.Shipment, error) 
 		return deploy.Shipment{}, err
 	}
 	parts := Parts{Archive: f.Name(), Package: pack, Source: s.SourceURL, Revision: out.Source.Commit}
-	if err := s.underlay(ctx, &parts); err != nil {
+	if err := s.underlay(ctx, dir, &parts); err != nil {
 		return deploy.Shipment{}, err
 	}
 	img, err := Assemble(parts)
@@ -107,8 +113,8 @@ func (s Shipper) repository(endpoint string) (name.Repository, error) {
 	return s.Repository(strings.TrimSuffix(s.Registry, "/") + "/" + endpoint)
 }
 
-// underlay finds what lies under the project: the runner and the base image, for one platform.
-func (s Shipper) underlay(ctx context.Context, p *Parts) error {
+// underlay finds what lies under the project: the runner and the image of the environment, for one platform.
+func (s Shipper) underlay(ctx context.Context, dir string, p *Parts) error {
 	p.Platform = v1.Platform{OS: "linux", Architecture: "amd64"}
 	if s.Platform != "" {
 		asked, err := v1.ParsePlatform(s.Platform)
@@ -137,15 +143,33 @@ func (s Shipper) underlay(ctx context.Context, p *Parts) error {
 	default:
 		return refuse(rollout.ReasonInvalid, fieldRunner, "name its image or its file", "images need the runner")
 	}
-	ref := orElse(p.Package.Manifest.Environment.BaseImage, s.BaseImage)
-	if ref == "" {
-		return refuse(rollout.ReasonInvalid, fieldBase, "write one with what the script needs, such as python:3.12-slim", "the project names no base image, and there is no default")
+	env := p.Package.Manifest.Environment
+	if env.Dockerfile == "" {
+		env.BaseImage = orElse(env.BaseImage, s.BaseImage)
 	}
-	if p.Base, err = s.Find(ctx, fieldBase, ref, p.Platform); err != nil {
+	var base Found
+	d, err := environment.Load(ctx, dir, env, environment.Options{Platform: p.Platform.String(), Resolve: func(ctx context.Context, field, ref string) (environment.Image, error) {
+		found, err := s.Find(ctx, field, ref, p.Platform)
+		if err != nil {
+			return environment.Image{}, err
+		}
+		config, err := found.Image.ConfigFile()
+		if err != nil {
+			return environment.Image{}, fmt.Errorf("read image %s: %w", ref, err)
+		}
+		if ref == env.BaseImage {
+			base = found
+		}
+		s.progress("%s is %s", ref, found.Digest)
+		return environment.Image{Digest: found.Digest.String(), Env: config.Config.Env}, nil
+	}})
+	if err != nil {
 		return err
 	}
-	s.progress("base image %s is %s", ref, p.Base.Digest)
-	return nil
+	p.Base, _, err = Environments{
+		Client: s.Client, Workspace: s.Registry, Global: s.GlobalRegistry, Builder: s.Builder, Rebuild: s.Rebuild, TempDir: s.TempDir,
+	}.Ensure(ctx, d, base, p.Platform)
+	return err
 }
 
 // pulled is the reference by which nodes pull the image.

@@ -210,8 +210,7 @@ func Load(dir string, checks ...Check) (*Manifest, error) {
 }
 
 // LoadEnvironment reads the environment of the project in dir, for what only looks at it: the manifest
-// is checked as by Parse, but not against the files that it names, and an environment whose image
-// Load refuses as not supported yet is given all the same.
+// is checked as by Parse, but not against the files that it names.
 func LoadEnvironment(dir string) (Environment, error) {
 	t, err := openTree(dir)
 	if err != nil {
@@ -225,9 +224,7 @@ func LoadEnvironment(dir string) (Environment, error) {
 	m, d := decodeManifest(ManifestName, data)
 	if m != nil {
 		for _, e := range m.check() {
-			if e.Reason != rollout.ReasonNotSupportedYet || !strings.HasPrefix(e.Field, "environment.") {
-				d.report(e)
-			}
+			d.report(e)
 		}
 	}
 	if len(d.errs) > 0 {

@@ -268,10 +268,6 @@ func TestParseNotSupportedYet(t *testing.T) {
 	cases := map[string]string{
 		"models[0].uri":            "models: [{name: a, version: \"1\", uri: 'https://x.example/m'}]",
 		"models[0].sha256":         "models: [{name: a, version: \"1\", path: m, sha256: abc}]",
-		"environment.dockerSteps":  "environment: {dockerSteps: [RUN true]}",
-		"environment.dockerfile":   "environment: {dockerfile: Dockerfile}",
-		"environment.conda":        "environment: {conda: conda.yml}",
-		"environment.requirements": "environment: {requirements: requirements.txt}",
 		"version.dataCollection":   "version: {dataCollection: {enabled: true}}",
 	}
 	for field, yaml := range cases {
@@ -578,8 +574,7 @@ func FuzzManifest(f *testing.F) {
 	})
 }
 
-// What only looks at the environment gets it even where no image of it can be made yet, and without the files
-// that it has nothing to do with.
+// What only looks at the environment gets it without the files that it has nothing to do with.
 func TestLoadEnvironment(t *testing.T) {
 	dir := files(t, t.TempDir(), map[string]string{ManifestName: "apiVersion: sluice.dev/v1alpha1\nkind: Project\nendpoint: e\n" +
 		"scoring: {entryScript: not-there.py}\nenvironment: {baseImage: 'a:1', conda: c.yml}\n"})
@@ -587,7 +582,7 @@ func TestLoadEnvironment(t *testing.T) {
 	if err != nil || env.BaseImage != "a:1" || env.Conda != "c.yml" {
 		t.Errorf("%+v, %v", env, err)
 	}
-	if _, err := Load(dir); err == nil || !strings.Contains(err.Error(), string(rollout.ReasonNotSupportedYet)) {
+	if _, err := Load(dir); err == nil || !strings.Contains(err.Error(), "not-there.py") {
 		t.Errorf("Load takes it: %v", err)
 	}
 	for text, says := range map[string]string{

@@ -25,31 +25,6 @@ var unsupported = []struct {
 		"models[%d].sha256", "models from elsewhere", "remove it; the archive's digest covers models in the project",
 		eachModel(func(m Model) bool { return m.SHA256 != "" }),
 	},
-	{
-		"environment.dockerSteps", "images of an environment", "remove them, or wait for the release that builds images; on one machine install what the script needs there",
-		once(func(m *Manifest) bool { return len(m.Environment.DockerSteps) > 0 }),
-	},
-	{
-		"environment.dockerfile", "images of an environment", "remove it, or wait for the release that builds images; on one machine install what the script needs there",
-		once(func(m *Manifest) bool { return m.Environment.Dockerfile != "" }),
-	},
-	{
-		"environment.conda", "environments from a Conda definition", "remove it, or wait for the release that builds images; on one machine its own python3 runs the script, with what is installed for it",
-		once(func(m *Manifest) bool { return m.Environment.Conda != "" }),
-	},
-	{
-		"environment.requirements", "environments from requirements", "remove it, or wait for the release that builds images; on one machine its own python3 runs the script, with what is installed for it",
-		once(func(m *Manifest) bool { return m.Environment.Requirements != "" }),
-	},
-}
-
-func once(set func(*Manifest) bool) func(*Manifest) []int {
-	return func(m *Manifest) []int {
-		if set(m) {
-			return []int{-1}
-		}
-		return nil
-	}
 }
 
 func eachModel(set func(Model) bool) func(*Manifest) []int {

@@ -13,8 +13,21 @@ import (
 // cluster and one machine does not do.
 func CheckProject(m *project.Manifest) []*rollout.Error {
 	errs := unsupported("version", m.Version)
-	if m.Environment.BaseImage != "" {
-		errs = append(errs, notHere("environment.baseImage", "building on an image", "remove it, or deploy to Kubernetes; on one machine its own python3 runs the script"))
+	env := m.Environment
+	const own = "remove it, or deploy to Kubernetes; on one machine its own python3 runs the script, with what is installed for it"
+	for _, f := range []struct {
+		field, what string
+		set         bool
+	}{
+		{"environment.baseImage", "building on an image", env.BaseImage != ""},
+		{"environment.dockerSteps", "building an image", len(env.DockerSteps) > 0},
+		{"environment.dockerfile", "building an image", env.Dockerfile != ""},
+		{"environment.conda", "an environment from a Conda definition", env.Conda != ""},
+		{"environment.requirements", "an environment from requirements", env.Requirements != ""},
+	} {
+		if f.set {
+			errs = append(errs, notHere(f.field, f.what, own))
+		}
 	}
 	return errs
 }

@@ -110,6 +110,8 @@ ENDPOINT VERSION") or makes room for a seventh version. The same deploy again go
 	r := &a.images
 	f.StringVar(&r.registry, "registry", env("REGISTRY"), "registry and path that images go to, HOST[:PORT][/PATH] (target kubernetes; $SLUICE_REGISTRY)")
 	f.StringVar(&r.pullRegistry, "pull-registry", env("PULL_REGISTRY"), "HOST[:PORT] by which nodes reach that registry, if it is another ($SLUICE_PULL_REGISTRY)")
+	f.StringVar(&r.globalRegistry, "global-registry", env("GLOBAL_REGISTRY"), "registry and path that is looked for images of environments too ($SLUICE_GLOBAL_REGISTRY)")
+	f.BoolVar(&r.rebuild, "rebuild", false, "build the environment's image even if there is one")
 	f.StringVar(&r.baseImage, "base-image", env("BASE_IMAGE"), "base image for projects that name none ($SLUICE_BASE_IMAGE)")
 	f.StringVar(&r.runnerImage, "runner-image", env("RUNNER_IMAGE"), "Sluice's runner image ($SLUICE_RUNNER_IMAGE)")
 	f.StringVar(&r.platform, "platform", env("PLATFORM"), "OS/ARCHITECTURE of images (default linux/amd64)")

@@ -9,12 +9,15 @@ import (
 	"github.com/sluice-dev/sluice/pkg/cluster/kube"
 	"github.com/sluice-dev/sluice/pkg/deploy"
 	"github.com/sluice-dev/sluice/pkg/image"
+	"github.com/sluice-dev/sluice/pkg/image/build"
 	"github.com/sluice-dev/sluice/pkg/project"
 )
 
 // registryFlags say where images of versions go (deploy to a cluster).
 type registryFlags struct {
 	registry, pullRegistry string
+	globalRegistry         string
+	rebuild                bool
 	baseImage              string
 	runnerImage            string
 	platform               string
@@ -41,6 +44,7 @@ func (a *app) openKubernetes(ctx context.Context) (*system, error) {
 			return image.Shipper{
 				Client:   image.Client{Insecure: f.insecure, Progress: progress},
 				Registry: f.registry, PullRegistry: f.pullRegistry, BaseImage: f.baseImage, RunnerImage: f.runnerImage, Platform: f.platform, Source: src,
+				GlobalRegistry: f.globalRegistry, Rebuild: f.rebuild, Builder: build.Builder{Progress: progress},
 			}
 		},
 	}, nil
