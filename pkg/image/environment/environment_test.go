@@ -363,6 +363,8 @@ func TestRefusals(t *testing.T) {
 		"option, no value":     {reqs("a\n-i"), "requirements.txt:2", "has no value"},
 		"option, a value":      {reqs("--pre=1"), "requirements.txt:1", "has no value"},
 		"global with a name":   {reqs("a --pre"), "requirements.txt:1", "no option of a single requirement"},
+		"behind a tabulator":   {reqs("a\t--pre"), "requirements.txt:1", "behind a tabulator"},
+		"behind a backslash":   {reqs("a\nb \\ # c\nd"), "requirements.txt:2", "only as the last character"},
 		"hash alone":           {reqs("--hash=sha256:a"), "requirements.txt:1", "without a requirement"},
 		"quote":                {reqs("-i 'x"), "requirements.txt:1", "not closed"},
 		"a variable":           {reqs("a\n-i https://${TOKEN}@h.example"), "requirements.txt:2", "the value of ${TOKEN}"},

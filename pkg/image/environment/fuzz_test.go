@@ -39,7 +39,7 @@ func decode(form []byte) ([][]string, error) {
 			}
 			n, err := strconv.Atoi(string(rest[1:colon]))
 			if err != nil || len(rest) < colon+1+n+1 {
-				return nil, fmt.Errorf("the length in %q: %v", rest, err)
+				return nil, fmt.Errorf("the length in %q: %w", rest, err)
 			}
 			record = append(record, string(rest[colon+1:colon+1+n]))
 			rest = rest[colon+1+n:]

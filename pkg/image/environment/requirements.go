@@ -186,16 +186,20 @@ func pipLines(at place, text string) ([]numbered, error) {
 	var out []numbered
 	var parts []string
 	first := 0
-	flush := func() {
+	flush := func() error {
 		if parts == nil {
-			return
+			return nil
 		}
 		line := strings.TrimSpace(comment.ReplaceAllString(strings.Join(parts, ""), ""))
+		parts = nil
+		at.line = first
+		if strings.HasSuffix(line, `\`) {
+			return at.invalid("put nothing behind it", "a backslash goes on in the next line only as the last character")
+		}
 		if line != "" {
-			at.line = first
 			out = append(out, numbered{at, line})
 		}
-		parts = nil
+		return nil
 	}
 	for i, line := range strings.Split(text, "\n") {
 		at.line = i + 1
@@ -214,10 +218,11 @@ func pipLines(at place, text string) ([]numbered, error) {
 			continue
 		}
 		parts = append(parts, line)
-		flush()
+		if err := flush(); err != nil {
+			return nil, err
+		}
 	}
-	flush()
-	return out, nil
+	return out, flush()
 }
 
 var pipVariable = regexp.MustCompile(`\$\{[A-Z0-9_]+\}`)
@@ -227,12 +232,17 @@ func (r *pipReader) line(ctx context.Context, at place, text, dir string, kind p
 	if v := pipVariable.FindString(text); v != "" {
 		return at.invalid("write its value out; credentials belong into a mirror or proxy that needs none", "the value of %s is not in the project, so it cannot count", v)
 	}
-	words := strings.Fields(text)
-	n := slices.IndexFunc(words, func(w string) bool { return strings.HasPrefix(w, "-") })
+	isOption := func(w string) bool { return strings.HasPrefix(w, "-") }
+	words := strings.Split(text, " ") // not Fields: white space counts in an option's quotation marks
+	n := slices.IndexFunc(words, isOption)
 	if n < 0 {
 		n = len(words)
 	}
-	requirement := strings.Join(words[:n], " ")
+	plain := strings.Fields(strings.Join(words[:n], " "))
+	if i := slices.IndexFunc(plain, isOption); i >= 0 {
+		return at.invalid("write a space before it", "pip reads no option behind a tabulator: %s", plain[i])
+	}
+	requirement := strings.Join(plain, " ")
 	options, err := splitOptions(at, strings.Join(words[n:], " "))
 	if err != nil {
 		return err
@@ -357,7 +367,7 @@ func splitOptions(at place, s string) ([]string, error) {
 			in = true
 		case c == '\'' || c == '"':
 			quote, in = c, true
-		case c == ' ':
+		case c == ' ' || c == '\t':
 			if in {
 				out = append(out, word.String())
 				word.Reset()
