@@ -97,6 +97,21 @@ cluster-build: cluster
 cluster-test: cluster-build $(LINT) ## the cluster's own test
 	@cd test/cluster && go vet ./... && $(LINT) run --config ../../.golangci.yml ./... && go test -count=1 -timeout 20m -v ./...
 
+# The tool that runs a buildkitd for tests is a module of its own too.
+.PHONY: buildkit buildkit-build buildkit-test build-e2e
+buildkit:
+	@mkdir -p $(BIN) && CGO_ENABLED=0 go build -C test/buildkit -o $(BIN)/buildkit ./cmd/buildkit
+
+buildkit-build: buildkit
+	@$(BIN)/buildkit build
+
+buildkit-test: buildkit-build $(LINT) ## the tool's own test
+	@cd test/buildkit && go vet ./... && $(LINT) run --config ../../.golangci.yml ./... && go test -count=1 -timeout 10m -v ./...
+
+build-e2e: buildkit ## builds of environments with a real buildkitd and a Docker engine; see test/buildkit
+	@$(BIN)/buildkit run -- go test -count=1 -timeout 15m -v ./pkg/image/build
+	@$(BIN)/buildkit run --docker -- go test -count=1 -timeout 15m -v -run TestDockerEngine ./pkg/image/build
+
 generate: ## references that are made from the code
 	go test ./rollout -run TestReasonsReference -update
 	go test ./cmd/sluice/internal/cli -run TestCommandReference -update

@@ -45,6 +45,9 @@ const (
 	ReasonRegistryRefused     Reason = "registry_refused"
 	ReasonBaseImageMissing    Reason = "base_image_missing"
 	ReasonWrongPlatform       Reason = "wrong_platform"
+	ReasonBuildFailed         Reason = "build_failed"
+	ReasonNoBuilder           Reason = "no_builder"
+	ReasonDiskFull            Reason = "disk_full"
 
 	// Why the strategy moved or waits.
 	ReasonStepComplete  Reason = "step_complete"

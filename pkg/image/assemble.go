@@ -82,7 +82,7 @@ func assemble(p Parts) (v1.Image, error) {
 	if p.Revision != "" {
 		labels[labelRevision] = p.Revision
 	}
-	return build(p.Base.Image, p.Platform, own, config, labels)
+	return stack(p.Base.Image, p.Platform, own, config, labels)
 }
 
 // addition is a layer and what its history says.
@@ -132,7 +132,7 @@ func versionConfig(p Parts) (v1.Config, error) {
 	if err != nil {
 		return v1.Config{}, err
 	}
-	env := environment{}
+	env := variables{}
 	for _, kv := range base.Config.Env {
 		name, value, _ := strings.Cut(kv, "=")
 		if !slices.Contains(notFromBase, name) && !strings.HasPrefix(name, runner.EnvPrefix) {
@@ -160,16 +160,16 @@ func versionConfig(p Parts) (v1.Config, error) {
 	}, nil
 }
 
-// environment is a list of NAME=VALUE.
-type environment []string
+// variables is a list of NAME=VALUE.
+type variables []string
 
-func (e environment) index(name string) int {
+func (e variables) index(name string) int {
 	return slices.IndexFunc(e, func(kv string) bool { return strings.HasPrefix(kv, name+"=") })
 }
 
-func (e environment) has(name string) bool { return e.index(name) >= 0 }
+func (e variables) has(name string) bool { return e.index(name) >= 0 }
 
-func (e *environment) set(name, value string) {
+func (e *variables) set(name, value string) {
 	kv := name + "=" + value
 	if i := e.index(name); i >= 0 {
 		(*e)[i] = kv
@@ -183,10 +183,10 @@ var ociTypes = map[types.MediaType]types.MediaType{
 	types.DockerLayer: types.OCILayer, types.DockerUncompressedLayer: types.OCIUncompressedLayer,
 }
 
-// build puts layers on base and describes the result in the OCI's terms, whatever the base's are: its
+// stack puts layers on base and describes the result in the OCI's terms, whatever the base's are: its
 // layers may be uncompressed, for which Docker's format has no name that registries agree on. The
 // base's own description of itself does not hold for the result and goes.
-func build(base v1.Image, platform v1.Platform, own []addition, config v1.Config, labels map[string]string) (v1.Image, error) {
+func stack(base v1.Image, platform v1.Platform, own []addition, config v1.Config, labels map[string]string) (v1.Image, error) {
 	was, err := base.ConfigFile()
 	if err != nil {
 		return nil, fmt.Errorf("read base image: %w", err)

@@ -17,7 +17,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
-	"github.com/sluice-dev/sluice/pkg/image"
 	"github.com/sluice-dev/sluice/pkg/image/build"
 	"github.com/sluice-dev/sluice/rollout"
 )

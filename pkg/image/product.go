@@ -61,7 +61,7 @@ func Product(p Program) (v1.Image, v1.Platform, error) {
 		labels[labelRevision] = p.Revision
 	}
 	config := v1.Config{Entrypoint: []string{target}, User: user, Env: []string{"PATH=" + programDir}, WorkingDir: "/"}
-	img, err := build(empty.Image, platform, own, config, labels)
+	img, err := stack(empty.Image, platform, own, config, labels)
 	if err != nil {
 		return nil, platform, fmt.Errorf("make image of %s: %w", p.Name, err)
 	}

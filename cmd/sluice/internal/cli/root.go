@@ -324,7 +324,7 @@ func exitCode(err error) int {
 	case rollout.ReasonReadyTimeout:
 		return exitNotReady
 	case rollout.ReasonInternal, rollout.ReasonInitFailed, rollout.ReasonCrashed, rollout.ReasonImageMissing, rollout.ReasonProbeFailed, rollout.ReasonSmokeFailed,
-		rollout.ReasonInterrupted, rollout.ReasonRegistryUnreachable:
+		rollout.ReasonInterrupted, rollout.ReasonRegistryUnreachable, rollout.ReasonBuildFailed, rollout.ReasonNoBuilder, rollout.ReasonDiskFull:
 		return exitFailed
 	default:
 		return exitRefused

@@ -1,0 +1,150 @@
+package buildkit_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// tool compiles the program under test and the daemon, or skips.
+func tool(t *testing.T) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("it needs root")
+	}
+	program := filepath.Join(t.TempDir(), "buildkit")
+	if out, err := exec.Command("go", "build", "-o", program, "./cmd/buildkit").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if out, err := exec.Command(program, "build").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return program
+}
+
+// script leaves in $1 what it sees, and answers whether the daemon does.
+const script = `echo "$BUILDKIT_HOST $SLUICE_TEST_BUILDKIT_DIR" > "$1"; test -S "${BUILDKIT_HOST#unix://}" || exit 4; mount > "$1.mounts"; `
+
+func TestRun(t *testing.T) {
+	program := tool(t)
+	before := mounts(t)
+	dir, out := short(t), filepath.Join(t.TempDir(), "out")
+	began := time.Now()
+	cmd := exec.Command(program, "run", "--dir", dir, "--", "sh", "-c", script+"exit 7", "sh", out)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	var ended *exec.ExitError
+	if err := cmd.Run(); !errors.As(err, &ended) || ended.ExitCode() != 7 {
+		t.Errorf("the command's exit code 7 became %v\n%s", err, &stderr)
+	}
+	t.Logf("start, command and end: %.2f s", time.Since(began).Seconds())
+	if text, err := os.ReadFile(out); err != nil || string(text) != fmt.Sprintf("unix://%s/daemon.sock %s\n", dir, dir) {
+		t.Errorf("the command was told %q, %v", text, err)
+	}
+	if text, err := os.ReadFile(out + ".mounts"); err != nil || strings.Contains(string(text), dir) {
+		t.Errorf("the host sees mounts of the daemon, %v", err)
+	}
+	gone(t, dir, before)
+}
+
+func TestKilled(t *testing.T) {
+	program := tool(t)
+	before := mounts(t)
+	for _, signal := range []unix.Signal{unix.SIGKILL, unix.SIGTERM} {
+		dir, out := short(t), filepath.Join(t.TempDir(), "out")
+		cmd := exec.Command(program, "run", "--dir", dir, "--", "sh", "-c", script+"exec sleep 4712.5", "sh", out)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the command runs", func() bool { _, err := os.Stat(out + ".mounts"); return err == nil })
+		if err := cmd.Process.Signal(signal); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		until(t, "the directory goes", func() bool { _, err := os.Stat(dir); return errors.Is(err, fs.ErrNotExist) })
+		until(t, "the command ends", func() bool { return exec.Command("pgrep", "-f", "^sleep 4712.5").Run() != nil })
+		gone(t, dir, before)
+	}
+}
+
+func TestCommandThatIsNot(t *testing.T) {
+	program := tool(t)
+	dir := short(t)
+	out, err := exec.Command(program, "run", "--dir", dir, "--", "/nowhere/command").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "/nowhere/command") {
+		t.Errorf("it says %s, %v", out, err)
+	}
+	gone(t, dir, mounts(t))
+}
+
+// short is a directory that is not there, with a name short enough for a socket in it.
+func short(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "bk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return filepath.Join(dir, "bk-"+filepath.Base(dir))
+}
+
+// gone checks that nothing of a run is left.
+func gone(t *testing.T, dir, before string) {
+	t.Helper()
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the directory is there: %v", err)
+	}
+	if after := mounts(t); after != before {
+		t.Errorf("mounts were\n%s\nand are\n%s", before, after)
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		if left, err := filepath.Glob(pattern + "sluice-" + filepath.Base(dir)); err != nil || len(left) > 0 {
+			t.Errorf("cgroups are left: %v, %v", left, err)
+		}
+	}
+	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range commands {
+		if line, err := os.ReadFile(c); err == nil && bytes.Contains(line, []byte(dir)) {
+			t.Errorf("a process is left: %q", line)
+		}
+	}
+	for _, path := range []string{"/run/buildkit", "/run/runc", "/etc/buildkit", "/var/lib/buildkit", "/run/docker", "/etc/docker", "/var/lib/docker"} {
+		if _, err := os.Lstat(path); err == nil {
+			t.Errorf("%s is there", path)
+		}
+	}
+}
+
+func mounts(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func until(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for !is() {
+		if ctx.Err() != nil {
+			t.Fatalf("waited for: %s", what)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
