@@ -203,7 +203,9 @@ func drawSettings(t *rapid.T) rollout.Settings {
 			Extended:    map[string]int64{"vendor.example/fpga": odd(t, "fpgas", []int64{0, 1, 1_000_000}, -1, 1_000_001)},
 		}
 	})
-	s.DataCollection = maybe(t, "collection", func() rollout.DataCollection { return rollout.DataCollection{Enabled: odd(t, "collect", []bool{false}, true)} })
+	s.DataCollection = maybe(t, "collection", func() rollout.DataCollection {
+		return rollout.DataCollection{Enabled: odd(t, "collect", []bool{false}, true)}
+	})
 	s.Template = *orZero(maybe(t, "template", func() map[string]any { return map[string]any{"spec": map[string]any{"x": 1.5}} }))
 	return s
 }
