@@ -39,3 +39,12 @@ func ReasonOf(err error) Reason {
 func refuse(reason Reason, field, hint, format string, args ...any) *Error {
 	return &Error{Reason: reason, Field: field, Message: fmt.Sprintf(format, args...), Hint: hint}
 }
+
+// Joined is one error of several, nil without any.
+func Joined(errs []*Error) error {
+	var out []error
+	for _, e := range errs {
+		out = append(out, e)
+	}
+	return errors.Join(out...)
+}

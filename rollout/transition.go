@@ -459,6 +459,9 @@ func (o Deploy) apply(w *work) (string, error) {
 		}
 		return fmt.Sprintf("%s runs already as %s: nothing changed", v.Name, was.Image), nil
 	}
+	if errs := ValidateVariables("spec.versions["+v.Name+"]", v.Settings); len(errs) > 0 {
+		return "", Joined(errs)
+	}
 	v.Type, v.TrafficPercentile, v.IsDefault = Untyped, 0, false
 	v.CreatedAt, v.RetiredAt = w.req.At, time.Time{}
 	var notes []string
@@ -531,6 +534,9 @@ func (o Update) apply(w *work) (string, error) {
 	}
 	var notes []string
 	if o.Settings != nil {
+		if errs := ValidateVariables("spec.versions["+v.Name+"]", *o.Settings); len(errs) > 0 {
+			return "", Joined(errs)
+		}
 		was := v.Revision()
 		mergeSettings(&v.Settings, o.Settings.clone())
 		notes = append(notes, "settings of "+v.Name+" are as asked")

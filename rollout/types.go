@@ -151,6 +151,7 @@ type Telemetry struct {
 type ApplicationInsights struct {
 	// Enabled turns the export on.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="!self",message="export to Application Insights is not built yet, so it is refused rather than ignored; leave it out, the router's own metrics are on [not_supported_yet]"
 	Enabled bool `json:"enabled"`
 }
 
@@ -387,6 +388,7 @@ type EnvValue struct {
 type DataCollection struct {
 	// Enabled turns it on.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="!self",message="collecting model data is not built yet, so it is refused rather than ignored; leave it out [not_supported_yet]"
 	Enabled bool `json:"enabled"`
 }
 

@@ -123,7 +123,7 @@ func (s *Spec) Validate() error {
 		if !imagePattern.MatchString(v.Image) {
 			add(refuse(ReasonInvalid, f+".image", "name the image by digest: NAME@sha256:HEX", "%q is not an image by digest", v.Image))
 		}
-		for _, e := range ValidateSettings(f, v.Settings) {
+		for _, e := range validateSettings(f, v.Settings) {
 			add(e)
 		}
 	}
@@ -164,8 +164,32 @@ func notYet(field, what, way string) *Error {
 	return refuse(ReasonNotSupportedYet, field, way, "%s is not built yet, so it is refused rather than ignored", what)
 }
 
-// ValidateSettings checks the changeable part of a version; field is its path.
+// VariablePrefix begins the names of variables that are Sluice's own.
+const VariablePrefix = "SLUICE_"
+
+// ValidateSettings checks the changeable part of a version as it is asked for; field is its path. Other
+// than Spec.Validate it also checks the names of variables, see ValidateVariables.
 func ValidateSettings(field string, s Settings) []*Error {
+	return append(validateSettings(field, s), ValidateVariables(field, s)...)
+}
+
+// ValidateVariables checks the names of variables. They are no invariant of the object, since the API server of
+// Kubernetes has no way to check the keys of a map: whoever starts replicas looks once more.
+func ValidateVariables(field string, s Settings) []*Error {
+	var errs []*Error
+	for _, name := range slices.Sorted(maps.Keys(s.EnvironmentVariables)) {
+		f := fmt.Sprintf("%s.environmentVariables[%s]", field, name)
+		switch {
+		case !envPattern.MatchString(name):
+			errs = append(errs, refuse(ReasonInvalid, f, "use letters, digits and underscores, not beginning with a digit", "%q is not the name of a variable", name))
+		case strings.HasPrefix(name, VariablePrefix):
+			errs = append(errs, refuse(ReasonInvalid, f, "give it another name", "names that begin with %s are Sluice's own", VariablePrefix))
+		}
+	}
+	return errs
+}
+
+func validateSettings(field string, s Settings) []*Error {
 	var errs []*Error
 	add := func(reason Reason, f, hint, format string, args ...any) {
 		errs = append(errs, refuse(reason, field+"."+f, hint, format, args...))
@@ -243,9 +267,6 @@ func ValidateSettings(field string, s Settings) []*Error {
 	}
 	for name, v := range s.EnvironmentVariables {
 		f := fmt.Sprintf("environmentVariables[%s]", name)
-		if !envPattern.MatchString(name) {
-			add(ReasonInvalid, f, "use letters, digits and underscores, not beginning with a digit", "%q is not the name of a variable", name)
-		}
 		switch {
 		case v.Secret == "" && v.Key == "":
 		case len(v.Secret) > maxObjectName || !secretPattern.MatchString(v.Secret):

@@ -15,6 +15,7 @@ const (
 	headerPin         = "Azureml-Model-Deployment"
 	headerRefused     = "Sluice-Refused"
 	headerReason      = "Sluice-Reason"
+	headerFleet       = "Sluice-Fleet"
 	headerRequestID   = "X-Request-Id"
 	headerMSRequestID = "X-Ms-Request-Id"
 	ownPrefix         = "Sluice-"
@@ -52,7 +53,9 @@ func nominated(h http.Header) map[string]bool {
 // head is what appendHead needs beside the client's request.
 type head struct {
 	target target
-	id     string
+	// version that the replica is one of, as far as the router knows.
+	version string
+	id      string
 	// hideKey keeps the Authorization header from the replica: it was the endpoint's key.
 	hideKey bool
 	// length of the body, or -1 for one in chunks; expect asks for a 100-continue.
@@ -87,6 +90,13 @@ func appendHead(b []byte, r *http.Request, h *head) []byte {
 			b = appendHeader(b, name, value)
 		}
 	}
+	b = append(b, headerFleet+": "...)
+	b = append(b, h.target.key.Namespace...)
+	b = append(b, '/')
+	b = append(b, h.target.key.Name...)
+	b = append(b, '/')
+	b = append(b, h.version...)
+	b = append(b, "\r\n"...)
 	b = appendHeader(b, headerRequestID, h.id)
 	b = appendHeader(b, headerMSRequestID, h.id)
 	b = append(b, "X-Forwarded-For: "...)

@@ -342,6 +342,7 @@ func (c *call) giveBack() {
 
 func (c *call) run() (again bool, why dispatch.Why, ok bool) {
 	h, method := &c.head, c.r.Method
+	h.version = c.version
 	if c.bodyEnd {
 		h.length, h.expect = int64(len(c.body)), false
 		c.headBuf = appendHead(c.headBuf[:0], c.r, h)

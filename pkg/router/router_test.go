@@ -150,7 +150,7 @@ func TestHeaderHygiene(t *testing.T) {
 	})
 	r := h.request("POST", scoreURL, strings.NewReader("{}"),
 		"Connection", "X-Drop, X-Forwarded-Proto", "X-Drop", "1", "Te", "trailers", "Proxy-Authorization", "Basic eA==",
-		"Upgrade", "websocket", "Sluice-Refused", "busy", "Sluice-Version", "a", "azureml-model-deployment", "a",
+		"Upgrade", "websocket", "Sluice-Refused", "busy", "Sluice-Version", "a", "Sluice-Fleet", "x/y/z", "azureml-model-deployment", "a",
 		"X-Forwarded-For", "10.0.0.1", "X-Forwarded-Proto", "https", "X-Request-Id", "abc-123", "X-Keep", "1", "Cookie", "k=v")
 	r.Host = "models.example:8443"
 	a, err := h.try(r)
@@ -159,7 +159,7 @@ func TestHeaderHygiene(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"X-Drop": "", "Te": "", "Proxy-Authorization": "", "Upgrade": "", "Connection": "", "Authorization": "",
-		"Sluice-Refused": "", "Sluice-Version": "", "Azureml-Model-Deployment": "",
+		"Sluice-Refused": "", "Sluice-Version": "", "Sluice-Fleet": fraud.String() + "/a", "Azureml-Model-Deployment": "",
 		"X-Forwarded-For": "10.0.0.1, 127.0.0.1", "X-Forwarded-Proto": "http", "X-Request-Id": "abc-123", "X-Ms-Request-Id": "abc-123",
 		"X-Keep": "1", "Cookie": "k=v", "Host": "models.example:8443", "Content-Length": "2",
 	} {

@@ -14,8 +14,8 @@
 //     are 404. With a custom server /score becomes its scoring path and everything
 //     else but GET / passes as it is, and takes a slot too; only GET of its health
 //     path does not.
-//   - A refusal is 503 with "Sluice-Refused: busy" (no free slot), "starting" or
-//     "draining", decided before the body is read: a request with
+//   - A refusal is 503 with "Sluice-Refused: busy" (no free slot), "starting",
+//     "draining" or "stray" (Sluice-Fleet names another version), decided before the body is read: a request with
 //     "Expect: 100-continue" gets its 100 only after it has a slot. While draining,
 //     answers also carry "Connection: close".
 //   - "Sluice-Reason" names why the replica failed a request it had accepted:

@@ -224,6 +224,30 @@ func TestFrontPassesWhatCame(t *testing.T) {
 	}
 }
 
+// An address is used again: a request for another version's replica is refused before anything runs.
+func TestStrayRequests(t *testing.T) {
+	t.Parallel()
+	served := 0
+	r := behind(t, Options{Fleet: "models/fraud/v1"}, func(http.ResponseWriter, *http.Request) { served++ })
+	for fleet, want := range map[string]int{"models/fraud/v1": 200, "": 200, "models/fraud/v2": 503, "models/other/v1": 503} {
+		req := r.request("POST", "/score", strings.NewReader("{}"))
+		if fleet != "" {
+			req.Header.Set("Sluice-Fleet", fleet)
+		}
+		resp, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if refused := resp.Header.Get("Sluice-Refused"); resp.StatusCode != want || (refused == "stray") != (want == 503) {
+			t.Errorf("for %q: %d, refused %q", fleet, resp.StatusCode, refused)
+		}
+	}
+	if served != 2 {
+		t.Errorf("%d requests were served, want 2", served)
+	}
+}
+
 // Bytes flow both ways as they come, before either side has ended.
 func TestFrontStreams(t *testing.T) {
 	t.Parallel()

@@ -58,6 +58,9 @@ func (s state) explain() (rollout.Reason, string) {
 
 // A gate admits requests to its engine: at most slots at once, none unless ready.
 type gate struct {
+	// fleet whose requests are served, "" for any.
+	fleet string
+
 	engine  engine
 	slots   int
 	maxBody int64
@@ -72,7 +75,7 @@ type gate struct {
 }
 
 func newGate(o *Options) *gate {
-	return &gate{slots: o.MaxConcurrentRequests, maxBody: o.MaxBodyBytes, log: o.Logger, ready: stateStarting, idle: make(chan struct{})}
+	return &gate{fleet: o.Fleet, slots: o.MaxConcurrentRequests, maxBody: o.MaxBodyBytes, log: o.Logger, ready: stateStarting, idle: make(chan struct{})}
 }
 
 // set says what the engine can do now.
@@ -165,6 +168,10 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.health(w, id)
 		return
 	}
+	if asked := r.Header["Sluice-Fleet"]; g.fleet != "" && len(asked) > 0 && asked[0] != g.fleet {
+		g.stray(w, id, asked[0])
+		return
+	}
 	if g.engine.bypass(w, r, id) {
 		return
 	}
@@ -215,6 +222,16 @@ func (g *gate) refuse(w http.ResponseWriter, id string, s state) {
 		}
 	}
 	writeError(w, http.StatusServiceUnavailable, code, message, id)
+}
+
+// stray answers a request for another version: the router's table is old, and another replica had
+// the address then. The wrong model's answer would be worse than none.
+func (g *gate) stray(w http.ResponseWriter, id, asked string) {
+	h := w.Header()
+	h.Set("Sluice-Refused", "stray")
+	h.Set("Connection", "close")
+	g.log.Warn("request for another version refused", "asked", strconv.Quote(asked), "is", g.fleet)
+	writeError(w, http.StatusServiceUnavailable, rollout.ReasonUnknownVersion, "this is a replica of another version", id)
 }
 
 func tooLarge(w http.ResponseWriter, limit int64, id string) {

@@ -99,6 +99,7 @@ func newFlags(o *Options, out io.Writer) (*flag.FlagSet, *settings) {
 	f.IntVar(&o.Server.Port, "server-port", 0, "port of the custom server (default: a free one, in its $PORT)")
 	f.StringVar(&o.Server.ScorePath, "score-path", "", "what /score becomes at the custom server (default /score)")
 	f.StringVar(&o.Server.HealthPath, "health-path", "", "health path of the custom server (default: it accepts a connection)")
+	f.StringVar(&o.Fleet, "fleet", "", "NAMESPACE/ENDPOINT/VERSION to serve requests for (default any)")
 	f.IntVar(&o.MaxConcurrentRequests, "max-concurrent-requests", 1, "slots")
 	f.DurationVar(&o.ScoringTimeout, "scoring-timeout", DefaultScoringTimeout, "longest time for an answer")
 	f.DurationVar(&o.InitTimeout, "init-timeout", DefaultInitTimeout, "longest time to become ready")

@@ -84,6 +84,9 @@ type Options struct {
 	Upstream string
 	Server   Server
 
+	// Fleet, NAMESPACE/ENDPOINT/VERSION, is whose requests this replica serves: one that says in Sluice-Fleet that it is
+	// for another is refused, since addresses are used again. Default any.
+	Fleet string
 	// MaxConcurrentRequests is the number of slots; default 1.
 	MaxConcurrentRequests int
 	ScoringTimeout        time.Duration

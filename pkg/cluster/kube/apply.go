@@ -49,12 +49,13 @@ func (f *Fleets) Apply(ctx context.Context, spec cluster.FleetSpec) error {
 			Ports: []corev1.ServicePort{{Name: portName, Port: DefaultPort, Protocol: corev1.ProtocolTCP}},
 		},
 	}
-	one := int32(1)
+	one, always := int32(1), policyv1.AlwaysAllow
 	budget := &policyv1.PodDisruptionBudget{
 		TypeMeta: metav1.TypeMeta{APIVersion: "policy/v1", Kind: "PodDisruptionBudget"}, ObjectMeta: meta(),
 		Spec: policyv1.PodDisruptionBudgetSpec{
-			// One at a time, so that a node can always be drained, also of a version with one replica.
-			MaxUnavailable: intOrString(1), Selector: &metav1.LabelSelector{MatchLabels: childLabels(spec.Key)},
+			// One at a time, so that a node can always be drained, also of a version with one replica, and of
+			// one that does not get ready, which without the policy would hold the node up for ever.
+			MaxUnavailable: intOrString(1), UnhealthyPodEvictionPolicy: &always, Selector: &metav1.LabelSelector{MatchLabels: childLabels(spec.Key)},
 		},
 	}
 	deployment := &appsv1.Deployment{
@@ -67,7 +68,7 @@ func (f *Fleets) Apply(ctx context.Context, spec cluster.FleetSpec) error {
 			},
 		},
 	}
-	deployment.Annotations = map[string]string{LabelRevision: spec.Revision}
+	deployment.Annotations = map[string]string{LabelRevision: spec.Revision, annotationRenderer: f.renderer()}
 	for _, o := range []client.Object{service, budget, deployment} {
 		if err := f.c.apply(ctx, o); err != nil {
 			return fmt.Errorf("apply fleet %s: %w", spec.Key, sorted(err))

@@ -98,6 +98,12 @@ func (c *Cluster) RunController(ctx context.Context, o ControllerOptions) error 
 	for _, kind := range []client.Object{&appsv1.Deployment{}, &corev1.Pod{}, &discoveryv1.EndpointSlice{}} {
 		sources = append(sources, source.Kind[client.Object](c.cache, kind, toEndpoint))
 	}
+	if c.options.Secrets == SecretsOfKeys {
+		// Keys that somebody deletes are made again at once.
+		sources = append(sources, source.Kind[client.Object](c.cache, &corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+			return []reconcile.Request{{NamespacedName: client.ObjectKey{Namespace: o.GetNamespace(), Name: o.GetLabels()[LabelEndpoint]}}}
+		})))
+	}
 	evidence := make(chan event.TypedGenericEvent[client.Object], 256)
 	sources = append(sources, source.Channel(evidence, &handler.EnqueueRequestForObject{}))
 	for _, s := range sources {

@@ -16,6 +16,7 @@ import (
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
@@ -23,6 +24,7 @@ import (
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/cluster/internal/watch"
+	"github.com/sluice-dev/sluice/pkg/cluster/kube/v1alpha1"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -34,6 +36,9 @@ type Fleets struct {
 	c    *Cluster
 	bell watch.Bell
 
+	once     sync.Once
+	rendered string
+
 	mu sync.Mutex
 	// states is what was seen last; nil when an event has made it old.
 	states []cluster.FleetState
@@ -43,6 +48,15 @@ type Fleets struct {
 	scaled map[cluster.FleetKey]scaledTo
 	// gone are the Deployments that this process deleted and the watch still has.
 	gone map[types.UID]bool
+}
+
+// sliceGrace is how long Kubernetes may take to make the EndpointSlice of a new Service.
+const sliceGrace = 10 * time.Second
+
+// renderer tells releases of Sluice apart that make different pods of the same version.
+func (f *Fleets) renderer() string {
+	f.once.Do(func() { f.rendered = renderer(f.GateImage) })
+	return f.rendered
 }
 
 type scaledTo struct {
@@ -61,6 +75,9 @@ func (c *Cluster) Fleets(ctx context.Context) (*Fleets, error) {
 		}
 	}
 	// Anybody may make one of these for a Deployment of ours.
+	if err := c.inform(ctx, &v1alpha1.ModelEndpoint{}, func(client.Object, bool) {}); err != nil {
+		return nil, err
+	}
 	err := c.inform(ctx, &autoscalingv2.HorizontalPodAutoscaler{}, func(client.Object, bool) { f.changed(func() {}) })
 	return f, err
 }
@@ -130,7 +147,8 @@ func (f *Fleets) look(ctx context.Context) ([]cluster.FleetState, error) {
 	var pods corev1.PodList
 	var endpoints discoveryv1.EndpointSliceList
 	var autoscalers autoscalingv2.HorizontalPodAutoscalerList
-	for _, list := range []client.ObjectList{&deployments, &pods, &endpoints, &autoscalers} {
+	var owners v1alpha1.ModelEndpointList
+	for _, list := range []client.ObjectList{&deployments, &pods, &endpoints, &autoscalers, &owners} {
 		if err := f.c.cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 			return nil, err
 		}
@@ -142,9 +160,16 @@ func (f *Fleets) look(ctx context.Context) ([]cluster.FleetState, error) {
 			scaledBy[types.NamespacedName{Namespace: h.Namespace, Name: t.Name}] = "HorizontalPodAutoscaler " + h.Name
 		}
 	}
-	addresses := map[types.NamespacedName]address{}
+	uids := map[rollout.Key]types.UID{}
+	for i := range owners.Items {
+		uids[rollout.Key{Namespace: owners.Items[i].Namespace, Name: owners.Items[i].Name}] = owners.Items[i].UID
+	}
+	addresses, sliced := map[types.NamespacedName]address{}, map[cluster.FleetKey]bool{}
 	for i := range endpoints.Items {
 		s := &endpoints.Items[i]
+		if key, ours := fleetKey(s.Namespace, s.Labels); ours {
+			sliced[key] = true
+		}
 		for j := range s.Endpoints {
 			name, a := addressOf(s, &s.Endpoints[j])
 			if have, twice := addresses[name]; name.Name == "" || twice && !have.terminating && a.terminating {
@@ -157,7 +182,7 @@ func (f *Fleets) look(ctx context.Context) ([]cluster.FleetState, error) {
 	scaled, gone := maps.Clone(f.scaled), maps.Clone(f.gone)
 	f.mu.Unlock()
 
-	found, orphans := map[cluster.FleetKey]*cluster.FleetState{}, map[cluster.FleetKey]bool{}
+	found, orphans, revisions := map[cluster.FleetKey]*cluster.FleetState{}, map[cluster.FleetKey]bool{}, map[cluster.FleetKey]string{}
 	for i := range deployments.Items {
 		d := &deployments.Items[i]
 		key, ours := fleetKey(d.Namespace, d.Labels)
@@ -171,13 +196,20 @@ func (f *Fleets) look(ctx context.Context) ([]cluster.FleetState, error) {
 		if w, ok := scaled[key]; ok && newer(w.resourceVersion, d.ResourceVersion) {
 			s.Desired = w.replicas
 		}
+		if owner := metav1.GetControllerOf(d); !sliced[key] && time.Since(d.CreationTimestamp.Time) > sliceGrace ||
+			owner != nil && uids[key.Endpoint] != "" && owner.UID != uids[key.Endpoint] ||
+			f.GateImage != "" && d.Annotations[annotationRenderer] != f.renderer() {
+			// Its Service is gone, it is an earlier endpoint's of that name, or another release of
+			// Sluice made it: it is not as it would be made now.
+			s.Revision = ""
+		}
 		for _, c := range d.Status.Conditions {
 			if c.Type == appsv1.DeploymentReplicaFailure && c.Status == corev1.ConditionTrue {
 				// Such as a quota or an admission policy: there is no pod that could say so.
 				s.Reason, s.Message = rollout.ReasonPodsRefused, c.Message
 			}
 		}
-		found[key] = s
+		found[key], revisions[key] = s, d.Annotations[LabelRevision]
 	}
 	for i := range pods.Items {
 		p := &pods.Items[i]
@@ -187,8 +219,8 @@ func (f *Fleets) look(ctx context.Context) ([]cluster.FleetState, error) {
 		}
 		s := found[key]
 		if s == nil {
-			// Its Deployment is gone, and it is about to be.
-			s = &cluster.FleetState{Key: key, Revision: p.Labels[LabelRevision]}
+			// Its Deployment is gone, and it is about to be. A version that is wanted needs another one.
+			s = &cluster.FleetState{Key: key}
 			found[key], orphans[key] = s, true
 		}
 		a, listed := addresses[types.NamespacedName{Namespace: p.Namespace, Name: p.Name}]
@@ -196,7 +228,7 @@ func (f *Fleets) look(ctx context.Context) ([]cluster.FleetState, error) {
 		if orphans[key] {
 			r.State, r.Reason, r.Message, r.ReadySince = cluster.ReplicaTerminating, "", "", time.Time{}
 		}
-		if imageMissing != "" && r.Revision == s.Revision {
+		if imageMissing != "" && r.Revision == revisions[key] {
 			s.Reason, s.Message = rollout.ReasonImageMissing, imageMissing
 		}
 		s.Replicas = append(s.Replicas, r)
@@ -356,21 +388,24 @@ func (f *Fleets) Delete(ctx context.Context, key cluster.FleetKey) error {
 	background := client.PropagationPolicy(metav1.DeletePropagationBackground)
 	d := &appsv1.Deployment{}
 	err := f.c.cache.Get(ctx, client.ObjectKey{Namespace: meta.Namespace, Name: meta.Name}, d)
-	if err == nil {
-		uid := d.UID
-		err = f.c.client.Delete(ctx, &appsv1.Deployment{ObjectMeta: meta}, background, client.Preconditions{UID: &uid})
-		if err == nil {
-			f.changed(func() { f.gone[uid] = true; delete(f.scaled, key) })
-		}
+	if apierrors.IsNotFound(err) {
+		return nil // it was the last to go, and pods that drain are nobody's business
 	}
-	if client.IgnoreNotFound(err) != nil {
+	if err != nil {
 		return fmt.Errorf("delete fleet %s: %w", key, sorted(err))
 	}
+	// The Deployment last: as long as it is there somebody tries again.
 	for _, o := range siblings(meta) {
 		if err := f.c.client.Delete(ctx, o, background); client.IgnoreNotFound(err) != nil {
 			return fmt.Errorf("delete fleet %s: %w", key, sorted(err))
 		}
 	}
+	uid := d.UID
+	err = f.c.client.Delete(ctx, &appsv1.Deployment{ObjectMeta: meta}, background, client.Preconditions{UID: &uid})
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("delete fleet %s: %w", key, sorted(err))
+	}
+	f.changed(func() { f.gone[uid] = true; delete(f.scaled, key) })
 	return nil
 }
 

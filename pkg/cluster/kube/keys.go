@@ -64,7 +64,9 @@ func (c *Cluster) WatchedKeys(ctx context.Context) (*Keys, error) {
 }
 
 func keysOf(s *corev1.Secret) access.Keys {
-	return access.Keys{Primary: string(s.Data[keyPrimary]), Secondary: string(s.Data[keySecondary])}
+	// Whoever edits one by hand leaves a newline at its end, which no client sends.
+	text := func(name string) string { return strings.TrimSpace(string(s.Data[name])) }
+	return access.Keys{Primary: text(keyPrimary), Secondary: text(keySecondary)}
 }
 
 func objectKey(key rollout.Key) client.ObjectKey {
@@ -147,7 +149,14 @@ func (k *Keys) EnsureKeys(ctx context.Context, key rollout.Key) (access.Keys, er
 	if err != nil {
 		return access.Keys{}, fmt.Errorf("ensure keys of %s: %w", key, sorted(err))
 	}
-	return keysOf(s), nil
+	out := keysOf(s)
+	if len(out.Hashes()) == 0 {
+		return access.Keys{}, fmt.Errorf("ensure keys of %s: %w", key, &rollout.Error{
+			Reason: rollout.ReasonInvalid, Field: "keys", Message: fmt.Sprintf("secret %s/%s has no key in it", s.Namespace, s.Name),
+			Hint: "make new ones with `sluice keys regenerate`, or delete the secret, and it is made again",
+		})
+	}
+	return out, nil
 }
 
 // secret that holds the keys of an endpoint.
@@ -219,6 +228,9 @@ func (k *Keys) DeleteKeys(ctx context.Context, key rollout.Key) error {
 	return nil
 }
 
+// publishEvery bounds how long a Secret of hashes that somebody deleted or changed stays so.
+const publishEvery = 30 * time.Second
+
 // Publish keeps the Secret of hashes as the endpoints' keys are, until ctx ends. One
 // process does it: the control role's leader, after Start.
 func (k *Keys) Publish(ctx context.Context, log *slog.Logger) error {
@@ -229,6 +241,10 @@ func (k *Keys) Publish(ctx context.Context, log *slog.Logger) error {
 	heard := bell.Listen(ctx)
 	retry := time.NewTimer(0)
 	defer retry.Stop()
+	// Nothing tells of the Secret of hashes itself, since the right to watch all Secrets of the installation
+	// would be too much: now and then it is looked at.
+	again := time.NewTicker(publishEvery)
+	defer again.Stop()
 	for failed := false; ; {
 		select {
 		case <-ctx.Done():
@@ -238,6 +254,7 @@ func (k *Keys) Publish(ctx context.Context, log *slog.Logger) error {
 				return nil
 			}
 		case <-retry.C:
+		case <-again.C:
 		}
 		if err := k.publish(ctx); err != nil && ctx.Err() == nil {
 			if !failed {
@@ -301,6 +318,9 @@ func equalData(a, b map[string][]byte) bool {
 type Hashes struct {
 	c    *Cluster
 	bell watch.Bell
+
+	mu   sync.Mutex
+	last *corev1.Secret
 }
 
 var _ cluster.KeyHashes = (*Hashes)(nil)
@@ -311,13 +331,21 @@ func (c *Cluster) Hashes(ctx context.Context) (*Hashes, error) {
 	return h, c.inform(ctx, &corev1.Secret{}, func(client.Object, bool) { h.bell.Ring() })
 }
 
-// KeyHashes implements cluster.KeyHashes. An entry that cannot be read lets nobody through.
+// KeyHashes implements cluster.KeyHashes. An entry that cannot be read lets nobody through. A
+// Secret that is deleted closes nothing: the control role is about to write it again, and what was read last holds until then.
 func (h *Hashes) KeyHashes(ctx context.Context) (map[rollout.Key][]access.Hash, error) {
-	var s corev1.Secret
-	err := h.c.cache.Get(ctx, client.ObjectKey{Namespace: h.c.options.SystemNamespace, Name: HashesName}, &s)
-	if apierrors.IsNotFound(err) {
-		return map[rollout.Key][]access.Hash{}, nil
+	s := &corev1.Secret{}
+	err := h.c.cache.Get(ctx, client.ObjectKey{Namespace: h.c.options.SystemNamespace, Name: HashesName}, s)
+	h.mu.Lock()
+	switch {
+	case err == nil:
+		h.last = s
+	case apierrors.IsNotFound(err) && h.last != nil:
+		s, err = h.last, nil
+	case apierrors.IsNotFound(err):
+		err = nil // and s is empty
 	}
+	h.mu.Unlock()
 	if err != nil {
 		return nil, fmt.Errorf("get key hashes: %w", err)
 	}

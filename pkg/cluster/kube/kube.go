@@ -51,6 +51,8 @@ const (
 	LabelVersion  = "sluice.dev/version"
 	// LabelRevision is on pods: the revision of the settings that they were started with.
 	LabelRevision = "sluice.dev/revision"
+	// annotationRenderer is on Deployments: what made them of a version's settings.
+	annotationRenderer = "sluice.dev/renderer"
 )
 
 // Options of New.

@@ -27,6 +27,7 @@ import (
 	"github.com/sluice-dev/sluice/pkg/cluster/clustertest"
 	"github.com/sluice-dev/sluice/pkg/cluster/kube"
 	"github.com/sluice-dev/sluice/pkg/cluster/kube/v1alpha1"
+	"github.com/sluice-dev/sluice/rollout"
 )
 
 // system is the tests' namespace for what belongs to the installation.
@@ -220,4 +221,47 @@ func TestKeys(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestHashesComeBack: a Secret of hashes that somebody deletes closes no endpoint, and is there again soon.
+func TestHashesComeBack(t *testing.T) {
+	l := newLive(t)
+	l.clear(t)
+	c, start := l.open(t, kube.SecretsOfKeys)
+	k, err := c.WatchedKeys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	start()
+	ctx, stop := context.WithCancel(context.Background())
+	t.Cleanup(stop)
+	go func() { _ = k.Publish(ctx, slog.New(slog.DiscardHandler)) }()
+	r, start := l.open(t, kube.SecretsOfHashes)
+	h, err := r.Hashes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	start()
+	key := rollout.Key{Namespace: "models", Name: "fraud"}
+	if _, err := k.EnsureKeys(t.Context(), key); err != nil {
+		t.Fatal(err)
+	}
+	known := func() error {
+		all, err := h.KeyHashes(t.Context())
+		if err == nil && len(all[key]) != 2 {
+			err = fmt.Errorf("hashes are %v", all)
+		}
+		return err
+	}
+	l.until(t, 10*time.Second, "hashes", known)
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: kube.HashesName}}
+	if err := l.client.Delete(t.Context(), secret); err != nil {
+		t.Fatal(err)
+	}
+	l.until(t, 45*time.Second, "the Secret again", func() error {
+		if err := known(); err != nil {
+			t.Fatalf("meanwhile: %v", err)
+		}
+		return l.client.Get(t.Context(), client.ObjectKeyFromObject(secret), secret)
+	})
 }

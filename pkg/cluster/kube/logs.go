@@ -9,8 +9,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
@@ -38,7 +40,7 @@ func (f *Fleets) Logs(ctx context.Context, key cluster.FleetKey, o cluster.LogOp
 	}
 	ctx, stop := context.WithCancel(ctx)
 	out, in := io.Pipe()
-	l := &logs{pods: pods.Pods(key.Endpoint.Namespace), options: o, out: in, begun: map[string]bool{}}
+	l := &logs{pods: pods.Pods(key.Endpoint.Namespace), options: o, out: in, begun: map[string]bool{}, until: map[string]time.Time{}}
 	changes, err := f.WatchFleets(ctx)
 	if err != nil {
 		stop()
@@ -92,6 +94,8 @@ type logs struct {
 	mu   sync.Mutex
 	out  *io.PipeWriter
 	errs []error
+	// until when a replica's lines were read, by container after container.
+	until map[string]time.Time
 }
 
 // begin to read the replicas that are new. One without a container yet is tried again on
@@ -106,13 +110,17 @@ func (l *logs) begin(ctx context.Context, replicas []cluster.Replica) {
 			continue
 		}
 		l.wg.Go(func() {
-			if err := l.read(ctx, r.Name); err != nil && ctx.Err() == nil {
-				l.mu.Lock()
-				defer l.mu.Unlock()
-				if l.options.Follow {
-					delete(l.begun, r.Name)
-					return
+			err := l.read(ctx, r.Name)
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			switch {
+			case l.options.Follow:
+				// Not there yet, or its container has ended: the next one's is read when the replica changes.
+				delete(l.begun, r.Name)
+				if err == nil {
+					l.until[r.Name] = time.Now()
 				}
+			case err != nil && ctx.Err() == nil:
 				l.errs = append(l.errs, err)
 			}
 		})
@@ -127,7 +135,13 @@ func (l *logs) failed() error {
 
 func (l *logs) read(ctx context.Context, pod string) error {
 	o := &corev1.PodLogOptions{Container: containerModel, Follow: l.options.Follow}
-	if l.options.Tail > 0 {
+	l.mu.Lock()
+	until := l.until[pod]
+	l.mu.Unlock()
+	if !until.IsZero() {
+		since := metav1.NewTime(until)
+		o.SinceTime = &since
+	} else if l.options.Tail > 0 {
 		n := int64(l.options.Tail)
 		o.TailLines = &n
 	}

@@ -1,6 +1,8 @@
 package kube
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -71,6 +73,9 @@ func PodTemplate(spec cluster.FleetSpec, gateImage string) (corev1.PodTemplateSp
 			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		}
 	}
+	if errs := rollout.ValidateVariables("spec.versions["+spec.Key.Version+"]", s); len(errs) > 0 {
+		return corev1.PodTemplateSpec{}, rollout.Joined(errs)
+	}
 	resources, err := requirements(s.Resources)
 	if err != nil {
 		return corev1.PodTemplateSpec{}, err
@@ -103,7 +108,10 @@ func PodTemplate(spec cluster.FleetSpec, gateImage string) (corev1.PodTemplateSp
 	} else {
 		gate = &containers[0]
 		if own != nil && len(own.Command) > 0 {
-			gate.Args = append([]string{"--command", "--"}, own.Command...)
+			gate.Args = []string{"--command", "--"}
+			for _, arg := range own.Command {
+				gate.Args = append(gate.Args, literal(arg))
+			}
 		}
 	}
 	flag := func(name, value string) {
@@ -111,6 +119,7 @@ func PodTemplate(spec cluster.FleetSpec, gateImage string) (corev1.PodTemplateSp
 			gate.Env = append(gate.Env, corev1.EnvVar{Name: "SLUICE_RUNNER_" + name, Value: value})
 		}
 	}
+	flag("FLEET", spec.Key.String())
 	flag("PORT", strconv.Itoa(DefaultPort))
 	flag("MAX_CONCURRENT_REQUESTS", strconv.Itoa(s.Slots()))
 	flag("SCORING_TIMEOUT", s.ScoringTimeout().String())
@@ -164,6 +173,25 @@ func serverFirst(spec *corev1.PodSpec) {
 	spec.InitContainers = append(spec.InitContainers, server)
 }
 
+// renderer is a hash of what pods are made of beside a version's own settings: the gate's image and this release's way to
+// make them, by two examples.
+func renderer(gateImage string) string {
+	sum := sha256.New()
+	for _, server := range []*rollout.Server{nil, {Port: 8000, HealthPath: "/up", ScorePath: "/score"}} {
+		t, err := PodTemplate(cluster.FleetSpec{
+			Key: cluster.FleetKey{Endpoint: rollout.Key{Namespace: "a", Name: "b"}, Version: "c"}, Image: "d",
+			Settings: rollout.Settings{Server: server, EnvironmentVariables: map[string]rollout.EnvValue{"E": {Value: "$f"}}},
+		}, gateImage)
+		if err == nil {
+			err = json.NewEncoder(sum).Encode(t)
+		}
+		if err != nil {
+			return "unknown: " + err.Error() // every fleet is then applied at each look, which a test would see
+		}
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:8])
+}
+
 func healthy() corev1.ProbeHandler {
 	return corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromString(portName)}}
 }
@@ -195,6 +223,10 @@ func intOrString(n int) *intstr.IntOrString {
 	return &v
 }
 
+// literal is what Kubernetes makes s of: it expands $(NAME) and takes $$ for a dollar, but what people
+// write is what their program gets.
+func literal(s string) string { return strings.ReplaceAll(s, "$", "$$") }
+
 func variables(vars map[string]rollout.EnvValue) []corev1.EnvVar {
 	var out []corev1.EnvVar
 	for name, v := range vars {
@@ -204,8 +236,7 @@ func variables(vars map[string]rollout.EnvValue) []corev1.EnvVar {
 			}}})
 			continue
 		}
-		// Kubernetes expands $(NAME); what people write is what their script gets.
-		out = append(out, corev1.EnvVar{Name: name, Value: strings.ReplaceAll(v.Value, "$(", "$$(")})
+		out = append(out, corev1.EnvVar{Name: name, Value: literal(v.Value)})
 	}
 	slices.SortFunc(out, func(a, b corev1.EnvVar) int { return strings.Compare(a.Name, b.Name) })
 	return out
@@ -325,6 +356,9 @@ func patched(ours corev1.PodTemplateSpec, template map[string]any) (corev1.PodTe
 			{"readinessProbe", was.ReadinessProbe, now.ReadinessProbe, "leave it out"},
 			{"lifecycle", was.Lifecycle, now.Lifecycle, "leave it out; the gate drains by itself"},
 		} {
+			if f.name == "livenessProbe" && was.LivenessProbe == nil {
+				continue // a server with the gate beside it: the gate's probe restarts the gate alone
+			}
 			if !same(f.was, f.now) {
 				return ours, refuse(fmt.Sprintf("spec.containers[%s].%s", was.Name, f.name), "the field is Sluice's", f.way)
 			}

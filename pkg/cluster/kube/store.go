@@ -102,6 +102,29 @@ func (s *Store) wrote(key rollout.Key, o *v1alpha1.ModelEndpoint, uid types.UID)
 	s.hub.Changed(key)
 }
 
+// forget a write to what is not there any more.
+func (s *Store) forget(key rollout.Key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.written, key)
+}
+
+// live asks the API server, and remembers what it says for as long as the watch is behind.
+func (s *Store) live(ctx context.Context, key rollout.Key, m *v1alpha1.ModelEndpoint) error {
+	err := s.c.client.Get(ctx, client.ObjectKey{Namespace: key.Namespace, Name: key.Name}, m)
+	if apierrors.IsNotFound(err) {
+		s.forget(key)
+	}
+	if err != nil {
+		return err
+	}
+	watched, err := s.watched(ctx, key)
+	if now := s.current(key, watched); err == nil && (now == nil || now.ResourceVersion != m.ResourceVersion) {
+		s.wrote(key, m, m.UID)
+	}
+	return nil
+}
+
 // watched is the watch's object; nil if there is none.
 func (s *Store) watched(ctx context.Context, key rollout.Key) (*v1alpha1.ModelEndpoint, error) {
 	var m v1alpha1.ModelEndpoint
@@ -236,7 +259,7 @@ func (s *Store) patch(ctx context.Context, verb string, e *rollout.Endpoint, cha
 	if have = s.current(key, have); have == nil || have.ResourceVersion != e.Metadata.ResourceVersion {
 		// The watch is behind, or e is: the API server knows which.
 		have = &v1alpha1.ModelEndpoint{}
-		if err := s.c.client.Get(ctx, client.ObjectKey{Namespace: key.Namespace, Name: key.Name}, have); err != nil {
+		if err := s.live(ctx, key, have); err != nil {
 			return fail(sorted(err))
 		}
 	}
@@ -257,6 +280,13 @@ func (s *Store) patch(ctx context.Context, verb string, e *rollout.Endpoint, cha
 	}
 	m := &v1alpha1.ModelEndpoint{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
 	if err := send(m, client.RawPatch(types.JSONPatchType, data)); err != nil {
+		if apierrors.IsConflict(err) {
+			// The watch is behind: whoever tries again must not read the same from it.
+			_ = s.live(ctx, key, &v1alpha1.ModelEndpoint{})
+		}
+		if apierrors.IsNotFound(err) {
+			s.forget(key)
+		}
 		return fail(sorted(err))
 	}
 	s.wrote(key, m, m.UID)

@@ -13,10 +13,16 @@ import (
 
 func trimMeta(m *metav1.ObjectMeta) {
 	m.ManagedFields = nil
-	revision, has := m.Annotations[LabelRevision]
-	if m.Annotations = nil; has {
-		m.Annotations = map[string]string{LabelRevision: revision}
+	var kept map[string]string
+	for _, name := range []string{LabelRevision, annotationRenderer} {
+		if v, has := m.Annotations[name]; has {
+			if kept == nil {
+				kept = map[string]string{}
+			}
+			kept[name] = v
+		}
 	}
+	m.Annotations = kept
 }
 
 func trimDeployment(v any) (any, error) {

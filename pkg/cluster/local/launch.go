@@ -60,6 +60,7 @@ func (p ProjectLauncher) Prepare(ctx context.Context, spec cluster.FleetSpec) (L
 	}
 	args := []string{
 		"--project-dir=" + dir,
+		"--fleet=" + spec.Key.String(),
 		"--max-concurrent-requests=" + strconv.Itoa(spec.Settings.Slots()),
 		"--scoring-timeout=" + spec.Settings.ScoringTimeout().String(),
 	}

@@ -41,12 +41,20 @@ func (a *app) printChange(ch change, out rollout.Outcome) error {
 	return a.printDone(done{Endpoint: ch.endpoint, Version: ch.version, Changed: out.Changed, Message: ch.endpoint + ": " + out.Message})
 }
 
+// foreign names who edits endpoints outside Sluice; the API server of a cluster knows by itself.
+func (a *app) foreign() string {
+	if a.target == "kubernetes" {
+		return ""
+	}
+	return "file"
+}
+
 func (a *app) apply(ctx context.Context, sys *system, ch change) (rollout.Outcome, error) {
 	if err := rollout.ValidateName("endpoint", "an endpoint", ch.endpoint); err != nil {
 		return rollout.Outcome{}, err
 	}
 	_, out, err := cluster.Edit(ctx, sys.Store, a.key(ch.endpoint), rollout.Request{
-		ID: "cli-" + uuid.NewString(), Actor: a.actor(), At: time.Now().UTC(), Force: ch.force, ForeignActor: "file",
+		ID: "cli-" + uuid.NewString(), Actor: a.actor(), At: time.Now().UTC(), Force: ch.force, ForeignActor: a.foreign(),
 	}, func(*rollout.Endpoint) (rollout.Op, error) { return ch.op, nil })
 	return out, err
 }
@@ -286,7 +294,7 @@ and --unbind-repository ends that. "gh api repos/OWNER/NAME --jq .id" prints a r
 			}
 			// Settings change field by field: what is not named stays as it is.
 			_, out, err := cluster.Edit(c.Context(), sys.Store, a.key(args[0]), rollout.Request{
-				ID: "cli-" + uuid.NewString(), Actor: a.actor(), At: time.Now().UTC(), ForeignActor: "file",
+				ID: "cli-" + uuid.NewString(), Actor: a.actor(), At: time.Now().UTC(), ForeignActor: a.foreign(),
 			}, func(e *rollout.Endpoint) (rollout.Op, error) {
 				v := e.Spec.Version(args[1])
 				if v == nil {

@@ -33,6 +33,8 @@ func versions(n int) string {
 var refused = []struct{ name, object, field, words string }{
 	{"no version", "versions: []", "spec.versions", "an endpoint needs at least one version; deploy one with `sluice deploy` [invalid]"},
 	{"versions left out", "auth: {mode: key}", "spec.versions", "Required value"},
+	{"model data collection", one(", dataCollection: {enabled: true}"), "spec.versions[0].dataCollection.enabled", "not built yet, so it is refused rather than ignored; leave it out [not_supported_yet]"},
+	{"Application Insights", one("") + "\ntelemetry: {applicationInsights: {enabled: true}}", "spec.telemetry.applicationInsights.enabled", "not built yet, so it is refused rather than ignored; leave it out, the router's own metrics are on [not_supported_yet]"},
 	{"seventh version", versions(7), "spec.versions", "an endpoint has at most 6 versions; delete one with `sluice delete ENDPOINT VERSION` [too_many_versions]"},
 	{"hundred versions", versions(100), "spec.versions", "must have at most 16 items"},
 	{"two controls", two(", type: control", ", type: control"), "spec.versions", "more than one version is the control; give the role with `sluice update ENDPOINT VERSION --control`, which moves it [two_controls]"},
@@ -120,5 +122,5 @@ var accepted = []struct{ name, object string }{
 	{"a strategy in full", strategy("steps: [{percent: 1, minRequests: 200}, {percent: 10}, {percent: 50, minDuration: 10m}], gate: verdict, alpha: 0.01, beta: 0.05, r0: 1.0, r1: 2.0, maxBadPercent: 1, deadline: 24h, onDeadline: hold, retainFor: 1h30m0.5s")},
 	{"an empty strategy", strategy("")},
 	{"no standby", strategy("retainFor: 0s, gate: none, deadline: 168h")},
-	{"marks", one("") + "\nhold: {reason: freeze, actor: ann}\nlock: {}\nauth: {mode: none}\nrepositories: [1, 2]\ntelemetry: {applicationInsights: {enabled: true}}"},
+	{"marks", one("") + "\nhold: {reason: freeze, actor: ann}\nlock: {}\nauth: {mode: none}\nrepositories: [1, 2]\ntelemetry: {applicationInsights: {enabled: false}}"},
 }
