@@ -238,7 +238,7 @@ func TestParseMistakes(t *testing.T) {
 }
 
 func TestParseAllMistakesAtOnce(t *testing.T) {
-	_, err := Parse("sluice.yaml", []byte("apiVersion: v1\nkind: Project\nendpont: fraud\nscoring:\n  entryScript: 3\nversion:\n  replicas: -1\n  scoringTimeoutMs: soon\nenvironment:\n  conda: conda.yml\n"))
+	_, err := Parse("sluice.yaml", []byte("apiVersion: v1\nkind: Project\nendpont: fraud\nscoring:\n  entryScript: 3\nversion:\n  replicas: -1\n  scoringTimeoutMs: soon\nenvironment:\n  conda: [conda.yml]\n"))
 	var lines []int
 	for _, e := range Errors(err) {
 		lines = append(lines, e.Line)
@@ -266,9 +266,9 @@ func TestParseListsAtMostTwenty(t *testing.T) {
 // TestParseNotSupportedYet has one manifest per field whose behaviour comes later.
 func TestParseNotSupportedYet(t *testing.T) {
 	cases := map[string]string{
-		"models[0].uri":            "models: [{name: a, version: \"1\", uri: 'https://x.example/m'}]",
-		"models[0].sha256":         "models: [{name: a, version: \"1\", path: m, sha256: abc}]",
-		"version.dataCollection":   "version: {dataCollection: {enabled: true}}",
+		"models[0].uri":          "models: [{name: a, version: \"1\", uri: 'https://x.example/m'}]",
+		"models[0].sha256":       "models: [{name: a, version: \"1\", path: m, sha256: abc}]",
+		"version.dataCollection": "version: {dataCollection: {enabled: true}}",
 	}
 	for field, yaml := range cases {
 		t.Run(field, func(t *testing.T) {
