@@ -249,6 +249,14 @@ func TestChangesLoseNoRequest(t *testing.T) {
 		step("promotion", func() { in.must(t, "promote", "changes", "two", "--wait"); time.Sleep(3 * time.Second) })
 		step("rollback", func() { in.must(t, "rollback", "changes", "two"); time.Sleep(3 * time.Second) })
 	}
+	for l.sent.Load() < int64(5000*scale()) {
+		step("more traffic two 30 and 60", func() {
+			in.must(t, "traffic", "changes", "two", "30", "--wait")
+			time.Sleep(2 * time.Second)
+			in.must(t, "traffic", "changes", "two", "60", "--wait")
+			time.Sleep(2 * time.Second)
+		})
+	}
 	step("deletion of the treatment", func() { in.must(t, "delete", "changes", "two"); time.Sleep(8 * time.Second) })
 	l.stop()
 	t.Logf("capacity %.0f requests/s; open loop at %d; %d requests, %d failed; by version %v", most, int(0.6*most), l.sent.Load(), l.failed.Load(), l.versions)
