@@ -90,6 +90,12 @@ cluster-e2e: helm
 	@[ -n "$$SLUICE_TEST_REGISTRY" ] || $(MAKE) -s cluster-up
 	@test/cluster-e2e $(BIN)/cluster
 
+# A built environment on the cluster. It runs in the host's network, from which builds reach package mirrors.
+.PHONY: environment-e2e
+environment-e2e: cluster-up helm buildkit-build
+	@KUBECONFIG=$(CACHE)/cluster/kubeconfig SLUICE_TEST_KUBECONFIG=$(CACHE)/cluster/kubeconfig SLUICE_TEST_REGISTRY=localhost:5000 \
+	  SLUICE_TEST_CLUSTER=$(BIN)/cluster HELM=$(HELM) $(BIN)/buildkit run -- go test -count=1 -timeout 30m -v -run TestBuiltEnvironment ./test/e2e/kubernetes
+
 .PHONY: cluster-build cluster-test
 cluster-build: cluster
 	@$(BIN)/cluster build

@@ -119,16 +119,27 @@ func setUp() (*installation, error) {
 		"--set", fmt.Sprintf("router.resources.requests.cpu=100m,control.scoringURL=%s,router.podAnnotations.run=r%[2]d,control.podAnnotations.run=r%[2]d", routerURL, time.Now().Unix()))
 }
 
-// sluice runs the command line against the cluster.
+// sluice runs the command line against the cluster and gives what it says on standard output.
 func (in *installation) sluice(args ...string) (string, error) {
+	out, _, err := in.command(args...)
+	return out, err
+}
+
+// sluiceBoth is as sluice, with what it tells on the way.
+func (in *installation) sluiceBoth(args ...string) (string, error) {
+	out, errs, err := in.command(args...)
+	return errs + out, err
+}
+
+func (in *installation) command(args ...string) (stdout, stderr string, err error) {
 	cmd := exec.Command(in.binary, append([]string{"--target", "kubernetes", "--kubeconfig", in.kubeconfig, "--namespace", models}, args...)...)
 	cmd.Env = append(os.Environ(), "SLUICE_REGISTRY="+in.push+"/models", "SLUICE_PULL_REGISTRY="+in.pull, "SLUICE_BASE_IMAGE="+in.push+"/base/python:3", "SLUICE_RUNNER_IMAGE="+in.push+"/sluice/runner:"+imageTag)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("sluice %s: %w: %s", strings.Join(args, " "), err, errs.String())
+		return out.String(), errs.String(), fmt.Errorf("sluice %s: %w: %s", strings.Join(args, " "), err, errs.String())
 	}
-	return out.String(), nil
+	return out.String(), errs.String(), nil
 }
 
 func (in *installation) must(t *testing.T, args ...string) string {
