@@ -206,6 +206,7 @@ func TestChangesLoseNoRequest(t *testing.T) {
 		t.Logf("%6.1f s: %s; %d requests, %d failed in it", time.Since(began).Seconds(), what, l.sent.Load(), l.failed.Load()-was)
 	}
 	for range scale() {
+		in.must(t, "update", "changes", "two", "--type", "treatment") // a rollback takes the role
 		step("traffic two 40", func() { in.must(t, "traffic", "changes", "two", "40", "--wait"); time.Sleep(2 * time.Second) })
 		step("settings that replace pods", func() {
 			in.must(t, "update", "changes", "one", "--env", "X="+strconv.FormatInt(time.Now().UnixNano(), 36))
