@@ -8,6 +8,7 @@ import (
 	"math"
 	"time"
 
+	"github.com/sluice-dev/sluice/pkg/autoscale/internal/tick"
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/telemetry"
 	"github.com/sluice-dev/sluice/rollout"
@@ -36,19 +37,8 @@ type Options struct {
 // Run scales until ctx ends, once each Tick. Errors of one tick are logged and
 // the next one tries again: nothing that fails for a while ends it.
 func Run(ctx context.Context, o Options) error {
-	l := newLoop(o)
-	tick := time.NewTicker(Tick)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case now := <-tick.C:
-			if err := l.once(ctx, now); err != nil && ctx.Err() == nil {
-				o.Logger.Warn("autoscaling tick failed", "error", err)
-			}
-		}
-	}
+	tick.Every(ctx, Tick, o.Logger, "autoscaling tick failed", newLoop(o).once)
+	return nil
 }
 
 type loop struct {

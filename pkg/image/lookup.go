@@ -15,6 +15,19 @@ import (
 	"github.com/sluice-dev/sluice/rollout"
 )
 
+// Resolve finds an image as environment.Load asks for it.
+func (c Client) Resolve(ctx context.Context, field, ref string, platform v1.Platform) (environment.Image, Found, error) {
+	found, err := c.Find(ctx, field, ref, platform)
+	if err != nil {
+		return environment.Image{}, Found{}, err
+	}
+	config, err := found.Image.ConfigFile()
+	if err != nil {
+		return environment.Image{}, Found{}, fmt.Errorf("read image %s: %w", ref, err)
+	}
+	return environment.Image{Digest: found.Digest.String(), Env: config.Config.Env}, found, nil
+}
+
 // Builder builds an image and pushes it; *build.Builder is one. Refusals are *rollout.Error values.
 type Builder interface {
 	Build(ctx context.Context, r build.Request) (v1.Hash, error)
@@ -29,17 +42,6 @@ const (
 	tagCache = "cache"
 	// labelEnvironment says in an image which environment's it is.
 	labelEnvironment = "dev.sluice.environment"
-)
-
-// Origin says where an environment's image came from.
-type Origin string
-
-// Where it came from.
-const (
-	FromBase      Origin = "base"      // the base image is the environment
-	FromWorkspace Origin = "workspace" // it was in the workspace registry
-	FromGlobal    Origin = "global"    // it was in the global registry, and was copied
-	FromBuild     Origin = "build"     // it was built
 )
 
 // Environments finds the images of environments, or has them built.
@@ -60,38 +62,38 @@ type Environments struct {
 // the workspace's, else one that is built now. The tag names an image only once that is whole, and two that do the
 // same at once do it twice, harmlessly. base is the definition's base image as it was found; it is the image where
 // that alone is the environment. Refusals are those of Client.Find, of the builder, and of d.WriteContext.
-func (e Environments) Ensure(ctx context.Context, d *environment.Definition, base Found, platform v1.Platform) (Found, Origin, error) {
+func (e Environments) Ensure(ctx context.Context, d *environment.Definition, base Found, platform v1.Platform) (Found, error) {
 	if !d.Needed() {
-		return base, FromBase, nil
+		return base, nil
 	}
-	found, origin, err := e.ensure(ctx, d, platform)
+	found, err := e.ensure(ctx, d, platform)
 	if err != nil {
-		return Found{}, "", fmt.Errorf("find environment: %w", err)
+		return Found{}, fmt.Errorf("find environment: %w", err)
 	}
-	return found, origin, nil
+	return found, nil
 }
 
-func (e Environments) ensure(ctx context.Context, d *environment.Definition, platform v1.Platform) (Found, Origin, error) {
+func (e Environments) ensure(ctx context.Context, d *environment.Definition, platform v1.Platform) (Found, error) {
 	hash := d.Hash()
 	to, err := e.tag(e.Workspace, tagEnvironment+hash)
 	if err != nil {
-		return Found{}, "", err
+		return Found{}, err
 	}
 	if !e.Rebuild {
 		found, there, err := e.look(ctx, to, hash, platform)
 		if err != nil {
-			return Found{}, "", err
+			return Found{}, err
 		}
 		if there {
 			e.progress("environment %s is in the workspace registry", short(hash))
-			return found, FromWorkspace, nil
+			return found, nil
 		}
 		if found, there := e.global(ctx, hash, platform); there {
 			if err := e.copy(ctx, found, to); err != nil {
-				return Found{}, "", err
+				return Found{}, err
 			}
 			e.progress("environment %s is in the global registry: copied", short(hash))
-			return found, FromGlobal, nil
+			return found, nil
 		}
 	}
 	for _, p := range d.Unpinned() {
@@ -100,10 +102,9 @@ func (e Environments) ensure(ctx context.Context, d *environment.Definition, pla
 	e.progress("environment %s is not there yet: it is built", short(hash))
 	digest, err := e.build(ctx, d, hash, to, platform)
 	if err != nil {
-		return Found{}, "", err
+		return Found{}, err
 	}
-	found, err := e.Find(ctx, fieldRegistry, to.Digest(digest.String()).Name(), platform)
-	return found, FromBuild, err
+	return e.Find(ctx, fieldRegistry, to.Digest(digest.String()).Name(), platform)
 }
 
 func short(hash string) string { return hash[:12] }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -75,7 +76,7 @@ func (s Shipper) Ship(ctx context.Context, dir string) (deploy.Shipment, error) 
 		own.Port = 0
 		out.Settings.Server = &own
 	}
-	repo, err := s.repository(orElse(s.Endpoint, out.Endpoint))
+	repo, err := s.repository(cmp.Or(s.Endpoint, out.Endpoint))
 	if err != nil {
 		return deploy.Shipment{}, err
 	}
@@ -97,13 +98,6 @@ func (s Shipper) Ship(ctx context.Context, dir string) (deploy.Shipment, error) 
 	out.Known = known
 	out.Image, err = s.pulled(ref)
 	return out, err
-}
-
-func orElse(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }
 
 func (s Shipper) repository(endpoint string) (name.Repository, error) {
@@ -145,28 +139,24 @@ func (s Shipper) underlay(ctx context.Context, dir string, p *Parts) error {
 	}
 	env := p.Package.Manifest.Environment
 	if env.Dockerfile == "" {
-		env.BaseImage = orElse(env.BaseImage, s.BaseImage)
+		env.BaseImage = cmp.Or(env.BaseImage, s.BaseImage)
 	}
 	var base Found
 	d, err := environment.Load(ctx, dir, env, environment.Options{Platform: p.Platform.String(), Resolve: func(ctx context.Context, field, ref string) (environment.Image, error) {
-		found, err := s.Find(ctx, field, ref, p.Platform)
+		img, found, err := s.Resolve(ctx, field, ref, p.Platform)
 		if err != nil {
 			return environment.Image{}, err
-		}
-		config, err := found.Image.ConfigFile()
-		if err != nil {
-			return environment.Image{}, fmt.Errorf("read image %s: %w", ref, err)
 		}
 		if ref == env.BaseImage {
 			base = found
 		}
 		s.progress("%s is %s", ref, found.Digest)
-		return environment.Image{Digest: found.Digest.String(), Env: config.Config.Env}, nil
+		return img, nil
 	}})
 	if err != nil {
 		return err
 	}
-	p.Base, _, err = Environments{
+	p.Base, err = Environments{
 		Client: s.Client, Workspace: s.Registry, Global: s.GlobalRegistry, Builder: s.Builder, Rebuild: s.Rebuild, TempDir: s.TempDir,
 	}.Ensure(ctx, d, base, p.Platform)
 	return err

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/sluice-dev/sluice/pkg/autoscale/internal/tick"
 	"github.com/sluice-dev/sluice/pkg/telemetry"
 )
 
@@ -57,18 +58,8 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("scale routers: %w", err)
 	}
 	l := loop{Options: o}
-	tick := time.NewTicker(Tick)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case now := <-tick.C:
-			if err := l.once(ctx, now); err != nil && ctx.Err() == nil {
-				o.Logger.Warn("scaling the routers failed", "error", err)
-			}
-		}
-	}
+	tick.Every(ctx, Tick, o.Logger, "scaling the routers failed", l.once)
+	return nil
 }
 
 type loop struct {

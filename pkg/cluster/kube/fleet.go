@@ -74,10 +74,11 @@ func (c *Cluster) Fleets(ctx context.Context) (*Fleets, error) {
 			return nil, err
 		}
 	}
-	// Anybody may make one of these for a Deployment of ours.
+	// Owners are only looked at.
 	if err := c.inform(ctx, &v1alpha1.ModelEndpoint{}, func(client.Object, bool) {}); err != nil {
 		return nil, err
 	}
+	// Anybody may make one of these for a Deployment of ours.
 	err := c.inform(ctx, &autoscalingv2.HorizontalPodAutoscaler{}, func(client.Object, bool) { f.changed(func() {}) })
 	return f, err
 }

@@ -193,31 +193,38 @@ func TestJournal(t *testing.T) {
 	})
 }
 
+// keys of an empty cluster, as a process that asks for them has them and as one that watches, and the hashes
+// that the latter publishes, as a router has them.
+func (l *live) keys(t *testing.T) (asking, watching *kube.Keys, hashes *kube.Hashes) {
+	t.Helper()
+	l.clear(t)
+	c, start := l.open(t, kube.SecretsOfKeys)
+	watching, err := c.WatchedKeys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	start()
+	ctx, stop := context.WithCancel(context.Background())
+	t.Cleanup(stop)
+	go func() { _ = watching.Publish(ctx, slog.New(slog.DiscardHandler)) }()
+	r, start := l.open(t, kube.SecretsOfHashes)
+	if hashes, err = r.Hashes(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	start()
+	return c.Keys(), watching, hashes
+}
+
 func TestKeys(t *testing.T) {
 	l := newLive(t)
 	for name, watched := range map[string]bool{"asking": false, "watching": true} {
 		t.Run(name, func(t *testing.T) {
 			clustertest.Keys(t, func(t *testing.T) (cluster.Keys, cluster.KeyHashes) {
-				l.clear(t)
-				c, start := l.open(t, kube.SecretsOfKeys)
-				k, err := c.WatchedKeys(t.Context())
-				if err != nil {
-					t.Fatal(err)
+				asking, watching, h := l.keys(t)
+				if watched {
+					return watching, h
 				}
-				start()
-				ctx, stop := context.WithCancel(context.Background())
-				t.Cleanup(stop)
-				go func() { _ = k.Publish(ctx, slog.New(slog.DiscardHandler)) }()
-				if !watched {
-					k = c.Keys()
-				}
-				r, start := l.open(t, kube.SecretsOfHashes)
-				h, err := r.Hashes(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				start()
-				return k, h
+				return asking, h
 			})
 		})
 	}
@@ -226,22 +233,7 @@ func TestKeys(t *testing.T) {
 // TestHashesComeBack: a Secret of hashes that somebody deletes closes no endpoint, and is there again soon.
 func TestHashesComeBack(t *testing.T) {
 	l := newLive(t)
-	l.clear(t)
-	c, start := l.open(t, kube.SecretsOfKeys)
-	k, err := c.WatchedKeys(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	start()
-	ctx, stop := context.WithCancel(context.Background())
-	t.Cleanup(stop)
-	go func() { _ = k.Publish(ctx, slog.New(slog.DiscardHandler)) }()
-	r, start := l.open(t, kube.SecretsOfHashes)
-	h, err := r.Hashes(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	start()
+	_, k, h := l.keys(t)
 	key := rollout.Key{Namespace: "models", Name: "fraud"}
 	if _, err := k.EnsureKeys(t.Context(), key); err != nil {
 		t.Fatal(err)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -120,7 +119,7 @@ func (d *Definition) installPackages(b *bytes.Buffer, tool condaTool) {
 	for _, m := range mounts {
 		b.WriteString(" --mount=" + m + " \\\n   ")
 	}
-	b.WriteString(" " + execForm("/bin/sh", "-ec", "cd "+quoted(dir)+" && "+strings.Join(variables, " ")+" "+command) + "\n")
+	b.WriteString(" " + jsonString([]string{"/bin/sh", "-ec", "cd " + quoted(dir) + " && " + strings.Join(variables, " ") + " " + command}) + "\n")
 	if d.conda != nil {
 		fmt.Fprintf(b, "ENV PATH=%s/bin:$PATH\nENV AZUREML_CONDA_ENVIRONMENT_PATH=%s\n", CondaPrefix, CondaPrefix)
 	}
@@ -137,17 +136,6 @@ func quoted(s string) string {
 		return s
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}
-
-// execForm writes arguments as a JSON list, as a Dockerfile has it.
-func execForm(args ...string) string {
-	var b strings.Builder
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(args); err != nil {
-		return "[]" // strings can always be encoded
-	}
-	return strings.TrimSpace(b.String())
 }
 
 // WriteContext writes what the build reads into dir, an empty directory: the files that counted, at

@@ -52,12 +52,8 @@ func (d *Definition) records() []record {
 	} else {
 		out = append(out, record{"base", []string{d.base.Digest}})
 	}
-	for _, s := range d.steps {
-		out = append(out, record{"step", []string{s}})
-	}
-	for _, i := range d.images {
-		out = append(out, record{"image", []string{i.Reference, i.Digest}})
-	}
+	out = append(out, d.stepRecords()...)
+	out = append(out, d.imageRecords()...)
 	for _, e := range d.context.sorted() {
 		out = append(out, e.record("file"))
 	}
@@ -70,6 +66,22 @@ func (d *Definition) records() []record {
 	}
 	for _, e := range d.packages.sorted() {
 		out = append(out, e.record("package-file"))
+	}
+	return out
+}
+
+func (d *Definition) stepRecords() []record {
+	var out []record
+	for _, s := range d.steps {
+		out = append(out, record{"step", []string{s}})
+	}
+	return out
+}
+
+func (d *Definition) imageRecords() []record {
+	var out []record
+	for _, i := range d.images {
+		out = append(out, record{"image", []string{i.Reference, i.Digest}})
 	}
 	return out
 }

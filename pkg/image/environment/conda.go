@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"path"
@@ -52,9 +51,9 @@ func (c *condaFile) records() []record {
 // loadConda reads the project's Conda definition.
 func (l *loader) loadConda(ctx context.Context, name string) error {
 	at := place{field: fieldConda}
-	p, ok := localPath(name)
-	if !ok {
-		return at.invalid("name a file in the project", "%q is not a path inside the project", name)
+	p, err := at.local(name)
+	if err != nil {
+		return err
 	}
 	to, err := l.t.resolve(at, p)
 	if err != nil {
@@ -315,13 +314,11 @@ func canonicalYAML(n *yaml.Node) string {
 	return n.Value
 }
 
-// jsonString is JSON with no more escapes than it needs.
-func jsonString(s string) string {
+// jsonString is text, or a list of texts, in JSON with no more escapes than it needs.
+func jsonString[T string | []string](v T) string {
 	var b strings.Builder
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(s); err != nil {
-		return fmt.Sprintf("%q", s) // a string can always be encoded
-	}
+	_ = enc.Encode(v) // strings can always be encoded, and a Builder takes all
 	return strings.TrimSuffix(b.String(), "\n")
 }

@@ -2,6 +2,7 @@ package environment
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,7 +26,6 @@ const lastStep = "STOPSIGNAL sluice-end-of-step"
 const unknownValue = "\x00"
 
 var (
-	sha256Pattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 	commitPattern = regexp.MustCompile(`^(?:[0-9a-f]{40}|[0-9a-f]{64})$`)
 	scpPattern    = regexp.MustCompile(`^[A-Za-z0-9_.-]+@[A-Za-z0-9.-]+:`)
 )
@@ -74,9 +74,9 @@ func (l *loader) loadStep(ctx context.Context, at place, text string) error {
 // loadDockerfile reads the project's own Dockerfile and its build context, the whole project.
 func (l *loader) loadDockerfile(ctx context.Context, name string) error {
 	at := place{field: fieldDockerfile}
-	clean, ok := localPath(name)
-	if !ok {
-		return at.invalid("name a file in the project", "%q is not a path inside the project", name)
+	clean, err := at.local(name)
+	if err != nil {
+		return err
 	}
 	data, err := l.t.read(at, clean)
 	if err != nil {
@@ -241,7 +241,7 @@ func (r *references) stage(ctx context.Context, at place, s instructions.Stage) 
 
 func pinned(ref string) bool {
 	_, digest, found := strings.Cut(ref, "@")
-	return found && sha256Pattern.MatchString(digest)
+	return found && digestPattern.MatchString(digest)
 }
 
 // from finds the image that --from names, if it is no stage.
@@ -301,7 +301,7 @@ func (r *references) mounts(ctx context.Context, at place, c *instructions.RunCo
 		if strings.Contains(m.Source, unknownValue) {
 			return at.invalid("write the path out", "RUN --mount: a source with a variable is not known before the build")
 		}
-		if err := r.copied(ctx, at, []string{orElse(m.Source, ".")}, "RUN --mount"); err != nil {
+		if err := r.copied(ctx, at, []string{cmp.Or(m.Source, ".")}, "RUN --mount"); err != nil {
 			return err
 		}
 	}
@@ -319,7 +319,7 @@ func (r *references) sources(ctx context.Context, at place, instruction string, 
 		switch kind := remoteKind(src); {
 		case kind != "" && instruction == "COPY":
 			return at.invalid("use ADD --checksum=…", "COPY %s: COPY reads no %s", word, kind)
-		case kind == "address" && !sha256Pattern.MatchString(checksum):
+		case kind == "address" && !digestPattern.MatchString(checksum):
 			return at.invalid("add --checksum=sha256:… with the file's SHA-256, or keep the file in the project and COPY it",
 				"ADD %s: its content is not known, so it cannot count", withoutUser(src))
 		case kind == "git repository" && !commitPattern.MatchString(checksum):
@@ -391,7 +391,7 @@ func (r *references) copied(ctx context.Context, at place, sources []string, ins
 			if n == 0 && !wild {
 				why := "holds no files"
 				if out, err := r.t.out(p); err == nil && out {
-					why = "stays out of the build context by " + orElse(r.t.ignoreFile, "its name")
+					why = "stays out of the build context by " + cmp.Or(r.t.ignoreFile, "its name")
 				}
 				return at.invalid("add files to it, or take the pattern out that keeps them out", "%s %s: %s %s", instruction, shown(src), shown(path.Clean(p)), why)
 			}
@@ -402,13 +402,6 @@ func (r *references) copied(ctx context.Context, at place, sources []string, ins
 		return at.invalid("check the pattern, and that no .dockerignore keeps the files out", "%s %s: there are no such files in the project", instruction, strings.Join(sources, " "))
 	}
 	return nil
-}
-
-func orElse(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }
 
 // Dockerfile is what the image is built with: made from the definition, or the project's own as it is

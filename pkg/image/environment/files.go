@@ -136,6 +136,15 @@ func localPath(p string) (cleaned string, ok bool) {
 	return cleaned, cleaned != ".." && !strings.HasPrefix(cleaned, "../")
 }
 
+// local is localPath with a refusal.
+func (p place) local(name string) (string, error) {
+	cleaned, ok := localPath(name)
+	if !ok {
+		return "", p.invalid("name a file in the project", "%q is not a path inside the project", name)
+	}
+	return cleaned, nil
+}
+
 // resolved is where a path leads.
 type resolved struct {
 	path  string // without links

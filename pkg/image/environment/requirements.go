@@ -1,6 +1,7 @@
 package environment
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -109,9 +110,9 @@ func (l *loader) pipReader(field, cwd string) *pipReader {
 // loadRequirements reads the project's requirements file.
 func (l *loader) loadRequirements(ctx context.Context, name string) error {
 	at := place{field: fieldRequirements}
-	p, ok := localPath(name)
-	if !ok {
-		return at.invalid("name a file in the project", "%q is not a path inside the project", name)
+	p, err := at.local(name)
+	if err != nil {
+		return err
 	}
 	if err := l.pipReader(fieldRequirements, ".").file(ctx, at, p, pipRequirement); err != nil {
 		return err
@@ -531,7 +532,7 @@ func (r *pipReader) editable(ctx context.Context, at place, value string, with [
 		l.text = value
 	} else {
 		p, extra, marker, _ := splitLocal(value)
-		text, err := r.localPackage(ctx, at, orElse(p, value), extra, marker)
+		text, err := r.localPackage(ctx, at, cmp.Or(p, value), extra, marker)
 		if err != nil {
 			return err
 		}

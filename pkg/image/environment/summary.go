@@ -61,23 +61,17 @@ func (d *Definition) Inputs() []Input {
 		})
 	}
 	if len(d.steps) > 0 {
-		in := Input{Kind: "steps", Name: "docker steps", Description: count(len(d.steps), "step")}
-		var records []record
+		in := Input{Kind: "steps", Name: "docker steps", Description: count(len(d.steps), "step"), Digest: digestOf(d.stepRecords())}
 		for _, s := range d.steps {
-			records = append(records, record{"step", []string{s}})
 			in.Items = append(in.Items, Item{Text: s})
 		}
-		in.Digest = digestOf(records)
 		out = append(out, in)
 	}
 	if len(d.images) > 0 {
-		in := Input{Kind: "images", Name: "further images", Description: count(len(d.images), "image")}
-		var records []record
+		in := Input{Kind: "images", Name: "further images", Description: count(len(d.images), "image"), Digest: digestOf(d.imageRecords())}
 		for _, i := range d.images {
-			records = append(records, record{"image", []string{i.Reference, i.Digest}})
 			in.Items = append(in.Items, Item{i.Reference, i.Reference + " (" + i.Digest + ")"})
 		}
-		in.Digest = digestOf(records)
 		out = append(out, in)
 	}
 	out = appendFiles(out, "context", "copied files", "file", d.context)

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/csv"
 	"encoding/json"
@@ -370,7 +371,7 @@ func (d *demo) draw(ctx context.Context, e *rollout.Endpoint, last map[string]te
 		if ev, ok := evidence[sh.Name]; ok {
 			note = fmt.Sprintf("%s: bad rate at most %s %%, ln E worse %s", ev.Verdict, ev.BadUpperBound, ev.LogEvidenceWorse)
 		}
-		t.add("   "+sh.Name, orElse(string(v.Type), "-"), sh.Percent.String()+"%", bar(sh.Percent, 20), fmt.Sprint(st.ReadyReplicas),
+		t.add("   "+sh.Name, cmp.Or(string(v.Type), "-"), sh.Percent.String()+"%", bar(sh.Percent, 20), fmt.Sprint(st.ReadyReplicas),
 			fmt.Sprint(m.Requests), fmt.Sprint(m.Failed), millis(m.P50Seconds), millis(m.P99Seconds), note)
 	}
 	if !d.asked.IsZero() {

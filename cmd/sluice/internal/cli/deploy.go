@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -157,7 +158,7 @@ func (a *app) deploy(ctx context.Context, o deploy.Options) error {
 		t.add("endpoint", res.Endpoint.String())
 		t.add("version", res.Version)
 		t.add("image", res.Image)
-		t.add("scoring", orElse(res.ScoringURI, "(known once `sluice up` runs)"))
+		t.add("scoring", cmp.Or(res.ScoringURI, "(known once `sluice up` runs)"))
 		t.add("result", res.Message)
 		t.write(w)
 	})

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -61,7 +62,7 @@ a later --explain compares with.`,
 	}
 	f := c.Flags()
 	f.StringVar(&o.explain, "explain", "", "file with an earlier output of -o json: say what changed since")
-	f.StringVar(&o.platform, "platform", orElse(a.io.Getenv("SLUICE_PLATFORM"), environment.DefaultPlatform), "linux/ARCHITECTURE[/VARIANT] of the image ($SLUICE_PLATFORM)")
+	f.StringVar(&o.platform, "platform", cmp.Or(a.io.Getenv("SLUICE_PLATFORM"), environment.DefaultPlatform), "linux/ARCHITECTURE[/VARIANT] of the image ($SLUICE_PLATFORM)")
 	f.StringVar(&o.baseImage, "base-image", a.io.Getenv("SLUICE_BASE_IMAGE"), "base image for projects that name none ($SLUICE_BASE_IMAGE)")
 	f.StringVar(&o.baseDigest, "base-digest", "", "sha256:… of the base image, instead of asking its registry")
 	f.StringSliceVar(&o.insecure, "insecure-registry", nil, "HOST[:PORT] that may be spoken to in plain HTTP")
@@ -83,7 +84,7 @@ func (a *app) environmentHash(ctx context.Context, o environmentHash) error {
 		return err
 	}
 	if env.Dockerfile == "" {
-		env.BaseImage = orElse(env.BaseImage, o.baseImage)
+		env.BaseImage = cmp.Or(env.BaseImage, o.baseImage)
 	}
 	platform, err := v1.ParsePlatform(o.platform)
 	if err != nil {
@@ -96,11 +97,8 @@ func (a *app) environmentHash(ctx context.Context, o environmentHash) error {
 			if o.baseDigest != "" && ref == env.BaseImage {
 				return environment.Image{Digest: o.baseDigest}, nil
 			}
-			found, err := client.Find(ctx, field, ref, *platform)
-			if err != nil {
-				return environment.Image{}, err
-			}
-			return environment.Image{Digest: found.Digest.String()}, nil
+			img, _, err := client.Resolve(ctx, field, ref, *platform)
+			return img, err
 		},
 	})
 	if err != nil {

@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -112,7 +113,7 @@ func Main(ctx context.Context, args []string, stdio IO) int {
 	code := exitCode(err)
 	if code == exitUsage {
 		// The mistake may stand before the flag that says how to print it.
-		a.output = orElse(formatOf(args), a.output)
+		a.output = cmp.Or(formatOf(args), a.output)
 	}
 	a.printError(err)
 	return code
@@ -179,7 +180,7 @@ Begin with "sluice demo", or "sluice up" in one terminal and "sluice deploy DIR"
 		},
 	}
 	f := root.PersistentFlags()
-	f.StringVar(&a.target, "target", orElse(a.io.Getenv("SLUICE_TARGET"), "local"), "where endpoints live: local or kubernetes ($SLUICE_TARGET)")
+	f.StringVar(&a.target, "target", cmp.Or(a.io.Getenv("SLUICE_TARGET"), "local"), "where endpoints live: local or kubernetes ($SLUICE_TARGET)")
 	f.StringVarP(&a.namespace, "namespace", "n", a.io.Getenv("SLUICE_NAMESPACE"), "namespace of the endpoints (default: \"default\", or the context's)")
 	f.StringVar(&a.kubeCtx, "context", "", "context of the kubeconfig (target kubernetes)")
 	f.StringVar(&a.kubecfg, "kubeconfig", "", "path of the kubeconfig (target kubernetes)")
@@ -242,7 +243,7 @@ func wrapArgs(c *cobra.Command) {
 func (a *app) prepare() error {
 	switch a.target {
 	case "local":
-		a.namespace = orElse(a.namespace, "default")
+		a.namespace = cmp.Or(a.namespace, "default")
 	case "kubernetes":
 		a.open = a.openKubernetes
 		if a.namespace == "" {
@@ -293,13 +294,6 @@ func (a *app) actor() string {
 		return "cli:" + u.Username
 	}
 	return "cli"
-}
-
-func orElse(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }
 
 func exitCode(err error) int {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -138,10 +139,10 @@ func writeEndpoint(w io.Writer, e *rollout.Endpoint, now time.Time) {
 	p := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }
 	p("%s  %s", e.Key(), e.Status.ScoringURI)
 	if l := e.Spec.Lock; l != nil {
-		p("LOCKED by %s: %s", l.Actor, orElse(l.Reason, "no reason given"))
+		p("LOCKED by %s: %s", l.Actor, cmp.Or(l.Reason, "no reason given"))
 	}
 	if h := e.Spec.Hold; h != nil {
-		p("HELD by %s: %s", h.Actor, orElse(h.Reason, "no reason given"))
+		p("HELD by %s: %s", h.Actor, cmp.Or(h.Reason, "no reason given"))
 	}
 	shares := map[string]rollout.Percent{}
 	for _, s := range e.Spec.Shares() {
@@ -164,8 +165,8 @@ func writeEndpoint(w io.Writer, e *rollout.Endpoint, now time.Time) {
 		if st.PlannedPercent > shares[v.Name] {
 			note = strings.TrimSpace(fmt.Sprintf("%s prepares for %s%%", note, st.PlannedPercent))
 		}
-		t.add(v.Name, orElse(string(v.Type), "-"), v.TrafficPercentile.String()+"%", shares[v.Name].String()+"%", bar(shares[v.Name], 20),
-			fmt.Sprintf("%d/%d", st.ReadyReplicas, st.Replicas), orElse(string(st.State), "-"), ago(v.CreatedAt, now), note)
+		t.add(v.Name, cmp.Or(string(v.Type), "-"), v.TrafficPercentile.String()+"%", shares[v.Name].String()+"%", bar(shares[v.Name], 20),
+			fmt.Sprintf("%d/%d", st.ReadyReplicas, st.Replicas), cmp.Or(string(st.State), "-"), ago(v.CreatedAt, now), note)
 	}
 	t.write(w)
 	for _, c := range e.Status.Conditions {
@@ -205,13 +206,13 @@ func writeVersion(w io.Writer, e *rollout.Endpoint, v *rollout.Version) {
 	t := table{}
 	t.add("endpoint", e.Key().String())
 	t.add("version", v.Name)
-	t.add("type", orElse(string(v.Type), "-"))
+	t.add("type", cmp.Or(string(v.Type), "-"))
 	t.add("default", strconv.FormatBool(e.Spec.Default() == v))
 	t.add("claim", v.TrafficPercentile.String()+"%")
 	t.add("gets", e.Spec.Effective(v.Name).String()+"%")
 	t.add("image", v.Image)
-	t.add("commit", orElse(v.Source.Commit, "-"))
-	t.add("state", orElse(string(st.State), "-"))
+	t.add("commit", cmp.Or(v.Source.Commit, "-"))
+	t.add("state", cmp.Or(string(st.State), "-"))
 	t.add("ready", fmt.Sprintf("%d of %d replicas", st.ReadyReplicas, st.Replicas))
 	if st.Reason != "" {
 		t.add("reason", string(st.Reason))

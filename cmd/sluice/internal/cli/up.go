@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -41,9 +42,9 @@ func (a *app) upCmd() *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.Router, "router-address", orElse(a.io.Getenv("SLUICE_ROUTER_ADDRESS"), "127.0.0.1:8080"), "where clients score ($SLUICE_ROUTER_ADDRESS)")
-	f.StringVar(&o.API, "api-address", orElse(a.io.Getenv("SLUICE_API_ADDRESS"), "127.0.0.1:8081"), "API and webhook ($SLUICE_API_ADDRESS)")
-	f.StringVar(&o.Admin, "admin-address", orElse(a.io.Getenv("SLUICE_ADMIN_ADDRESS"), "127.0.0.1:9090"), "metrics and health ($SLUICE_ADMIN_ADDRESS)")
+	f.StringVar(&o.Router, "router-address", cmp.Or(a.io.Getenv("SLUICE_ROUTER_ADDRESS"), "127.0.0.1:8080"), "where clients score ($SLUICE_ROUTER_ADDRESS)")
+	f.StringVar(&o.API, "api-address", cmp.Or(a.io.Getenv("SLUICE_API_ADDRESS"), "127.0.0.1:8081"), "API and webhook ($SLUICE_API_ADDRESS)")
+	f.StringVar(&o.Admin, "admin-address", cmp.Or(a.io.Getenv("SLUICE_ADMIN_ADDRESS"), "127.0.0.1:9090"), "metrics and health ($SLUICE_ADMIN_ADDRESS)")
 	return c
 }
 
