@@ -14,11 +14,12 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// Timing of leases, a little shorter than that of Kubernetes' own controllers: another takes over at most
-// leaseDuration and a retry after a leader's last sign of life.
+// Timing of leases, a little shorter than that of Kubernetes' own controllers. Candidates look every
+// retryPeriod times 1 to 2.2, and count leaseDuration from the look that saw the last sign of life: another
+// takes over at most leaseDuration and two such looks after it, 18.8 s.
 const (
-	leaseDuration = 12 * time.Second
-	renewDeadline = 8 * time.Second
+	leaseDuration = 10 * time.Second
+	renewDeadline = 7 * time.Second
 	retryPeriod   = 2 * time.Second
 )
 

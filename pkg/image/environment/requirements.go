@@ -545,6 +545,9 @@ func (r *pipReader) editable(ctx context.Context, at place, value string, with [
 // requirementName begins a requirement (PEP 508).
 var requirementName = regexp.MustCompile(`^[A-Za-z0-9](?:[-._A-Za-z0-9]*[A-Za-z0-9])?`)
 
+// addressStart begins an address (RFC 3986, section 3.1).
+var addressStart = regexp.MustCompile(`^[A-Za-z][-+.A-Za-z0-9]*://`)
+
 // normalRequirement writes a requirement with the white space that counts: one space between words,
 // none beside what ends words anyway.
 func normalRequirement(at place, s string) (string, error) {
@@ -553,14 +556,15 @@ func normalRequirement(at place, s string) (string, error) {
 		// White space may end an address, so all of it counts.
 		s = strings.Join(strings.Fields(s), " ")
 		name, address, named := strings.Cut(s, "@")
-		if !strings.Contains(s, "://") {
-			return "", at.invalid(hint, "%s: what stands behind @ is no address", shown(withoutUser(s)))
-		}
 		if named && requirementName.MatchString(name) && !strings.Contains(name, "://") {
 			s = strings.TrimSpace(name) + " @ " + strings.TrimSpace(address)
 			address = strings.TrimSpace(address)
 		} else {
 			address = s
+		}
+		// Else "a@#https://" would be written with white space before what is a comment then.
+		if !addressStart.MatchString(address) {
+			return "", at.invalid(hint, "%s: what should be an address is none", shown(withoutUser(s)))
 		}
 		return s, checkURL(at, strings.Fields(address)[0])
 	}
