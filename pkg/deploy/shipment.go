@@ -14,13 +14,7 @@ import (
 // a version is named after both by the naming rules. Errors are *rollout.Error values, or say that
 // the smoke test's request could not be read.
 func NewShipment(dir string, res project.Result, source project.Source) (Shipment, error) {
-	src := res.Source
-	if source.PullRequest != 0 {
-		src.PullRequest = source.PullRequest
-	}
-	if source.Commit != "" {
-		src.Commit = source.Commit
-	}
+	src := SourceOf(res, source)
 	name, err := project.VersionName(src, res.Digest)
 	if err != nil {
 		return Shipment{}, err
@@ -44,4 +38,16 @@ func NewShipment(dir string, res project.Result, source project.Source) (Shipmen
 		}
 	}
 	return out, nil
+}
+
+// SourceOf is where a project comes from: what source says, over what was found beside it.
+func SourceOf(res project.Result, source project.Source) project.Source {
+	src := res.Source
+	if source.PullRequest != 0 {
+		src.PullRequest = source.PullRequest
+	}
+	if source.Commit != "" {
+		src.Commit = source.Commit
+	}
+	return src
 }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -21,9 +22,6 @@ const (
 	ProjectDir = "/var/azureml-app"
 	// user and group that nothing else has; replicas do not run as root.
 	user = "65532:65532"
-	// maxModelLayers keeps an image well under the 127 layers that file systems stack: models beyond
-	// share the last of these.
-	maxModelLayers = 32
 )
 
 // Names of labels and annotations (OCI image specification, annotations).
@@ -33,7 +31,8 @@ const (
 	labelRevision = ociPrefix + "revision"
 	labelBaseName = ociPrefix + "base.name"
 	labelBaseSum  = ociPrefix + "base.digest"
-	labelArchive  = "dev.sluice.archive"
+	// labelModels has the set digest of the models' files, see SetDigest.
+	labelModels = "dev.sluice.models"
 )
 
 // notFromBase are variables by which a base image would tell the runner what to serve and where.
@@ -45,80 +44,54 @@ type Parts struct {
 	Runner v1.Layer
 	// Platform of the runner, which the base's must be.
 	Platform v1.Platform
-	// Archive is the file that project.Package wrote as Package; it must stay there for as long as
-	// the image is read.
-	Archive string
-	Package project.Result
+	Package  project.Result
+	// Environment is the hash of the environment that Base is the image of.
+	Environment string
 	// Source is the address of the repository, Revision its commit; both may be empty.
 	Source, Revision string
 }
 
-// Assemble makes a version's image. It reads the archive once or twice for each layer to learn
-// digests, and again when the image is pushed; memory does not grow with it. Errors are
-// *rollout.Error values for what cannot be in an image or run in it.
-func Assemble(p Parts) (v1.Image, error) {
-	img, err := assemble(p)
+// Assemble makes a version's image. What has not changed since it was last hashed is not read, and
+// nothing is read again before the image is; memory does not grow with it. ready, which may be nil, gets each layer of the
+// project as soon as its digest is known, several at once. The image can be read for as long as ctx lasts and the
+// project stays as it is. Errors are *rollout.Error values for what cannot be in an image or run in it.
+func Assemble(ctx context.Context, p Parts, ready func(context.Context, v1.Layer) error) (v1.Image, error) {
+	c, err := planContents(ctx, p.Package.Listing, memory{})
 	if err != nil {
 		return nil, fmt.Errorf("assemble image: %w", err)
 	}
-	return img, nil
+	return assemble(ctx, p, c, ready)
 }
 
-func assemble(p Parts) (v1.Image, error) {
+func assemble(ctx context.Context, p Parts, c *contents, ready func(context.Context, v1.Layer) error) (v1.Image, error) {
+	fail := func(err error) (v1.Image, error) { return nil, fmt.Errorf("assemble image: %w", err) }
 	config, err := versionConfig(p)
 	if err != nil {
-		return nil, err
+		return fail(err)
 	}
-	own := []addition{{p.Runner, "runner"}}
-	layers, err := projectLayers(p)
+	layers, models, err := c.layers(ctx, ready)
 	if err != nil {
-		return nil, err
+		return fail(err)
 	}
-	own = append(own, layers...)
-	labels := map[string]string{labelBaseName: p.Base.Name, labelBaseSum: p.Base.Digest.String(), labelArchive: p.Package.Digest}
-	if p.Source != "" {
-		labels[labelSource] = p.Source
+	labels := map[string]string{labelBaseName: p.Base.Name, labelBaseSum: p.Base.Digest.String()}
+	for name, value := range map[string]string{
+		labelModels: models, labelEnvironment: p.Environment, labelSource: p.Source, labelRevision: p.Revision,
+	} {
+		if value != "" {
+			labels[name] = value
+		}
 	}
-	if p.Revision != "" {
-		labels[labelRevision] = p.Revision
+	img, err := stack(p.Base.Image, p.Platform, append([]addition{{p.Runner, "runner"}}, layers...), config, labels)
+	if err != nil {
+		return fail(err)
 	}
-	return stack(p.Base.Image, p.Platform, own, config, labels)
+	return img, nil
 }
 
 // addition is a layer and what its history says.
 type addition struct {
 	layer v1.Layer
 	what  string
-}
-
-// projectLayers are those of the models, in the manifest's order, and the rest of the project.
-func projectLayers(p Parts) ([]addition, error) {
-	models := p.Package.Manifest.Models
-	n := min(len(models), maxModelLayers)
-	modelOf := p.Package.Listing.ModelOf()
-	layers, err := archiveLayers(p.Archive, ProjectDir, n+1, func(path string) int {
-		if i := modelOf(path); i >= 0 {
-			return min(i, n-1)
-		}
-		return n
-	}, func(i int) bool { return i == n })
-	if err != nil {
-		return nil, err
-	}
-	var out []addition
-	for i, l := range layers {
-		what := "project"
-		switch {
-		case i < n-1 || i == n-1 && len(models) == n:
-			what = "model " + models[i].Name + " " + models[i].Version
-		case i < n:
-			what = "models"
-		}
-		if l != nil {
-			out = append(out, addition{l, what})
-		}
-	}
-	return out, nil
 }
 
 // versionConfig is how a version's image is run.

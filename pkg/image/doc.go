@@ -1,4 +1,4 @@
-// Package image makes the image of a version from a project's archive, without Docker: it takes
+// Package image makes the image of a version from a project, without Docker: it takes
 // a base image by reference, puts layers of its own on it and pushes the result to a registry,
 // where it is named by its digest. It makes Sluice's own images in the same way.
 //
@@ -9,12 +9,13 @@
 //   - the base image's layers, which are never unpacked, and are mounted instead of copied where base
 //     and image share a registry;
 //   - the runner, /sluice/runner, the first process;
-//   - a layer for each model (many models share), with its files and the links that lay it out;
+//   - a layer for each large file, of models or not, and one for all small files of models together (see
+//     bigFile); what does not shrink is not compressed, since that would cost minutes and each node some seconds;
 //   - the rest of the project, in /var/azureml-app as all of it.
 //
 // # The same input gives the same digest
 //
-// The digest depends on the base image (by digest), the runner's bytes, the archive's bytes, and
+// The digest depends on the base image (by digest), the runner's bytes, the bytes that the project's archive would have, and
 // where they are said to come from (reference of the base, commit, address of the source). Nothing
 // else enters: times are zero, owners are root, modes 0644 and 0755, entries are in the
 // archive's order. Compression is that of a library which this module pins, so that it does

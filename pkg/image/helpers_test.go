@@ -3,7 +3,9 @@ package image_test
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net/http"
@@ -229,3 +231,5 @@ func entries(t *testing.T, l v1.Layer) map[string]entry {
 		out[h.Name] = entry{h.Typeflag, h.Mode, h.Linkname, text.String()}
 	}
 }
+
+func sum(text string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(text))) }

@@ -5,7 +5,6 @@ import (
 	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -191,86 +190,43 @@ func (t *tree) header(h *tar.Header) error {
 }
 
 // fileLayer has one file, as target.
-func fileLayer(file, target string, executable bool) (*layer, error) {
+func fileLayer(file, target string, executable bool, m memory) (*layer, error) {
+	info, err := os.Stat(file)
+	if err != nil {
+		return nil, err
+	}
 	mode := int64(0o644)
 	if executable {
 		mode = 0o755
 	}
-	return newLayer(true, func(w io.Writer) error {
+	write := func(w io.Writer) error {
 		f, err := os.Open(file)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = f.Close() }()
-		info, err := f.Stat()
-		if err != nil {
-			return err
-		}
 		t := newTree(w)
 		if err := t.add(&tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(target, "/"), Size: info.Size(), Mode: mode}, f); err != nil {
 			return err
 		}
 		return t.close()
-	})
+	}
+	k := newKeyer()
+	k.write(target, fmt.Sprint(executable))
+	k.file(info)
+	return m.layer(k, true, write)
 }
 
-// archiveLayers splits an archive of package project into layers: layerOf gives for each path of
-// it the number of its layer, from 0 to n-1; compressed says which are. Layers without
-// entries are nil.
-func archiveLayers(file, below string, n int, layerOf func(string) int, compressed func(int) bool) ([]*layer, error) {
-	count := make([]int, n)
-	if err := eachEntry(file, func(h *tar.Header, _ io.Reader) error {
-		count[layerOf(h.Name)]++
-		return nil
-	}); err != nil {
+// layer that write writes, hashed only if k's files have changed since it last was.
+func (m memory) layer(k *keyer, compress bool, write func(io.Writer) error) (*layer, error) {
+	key := k.sum()
+	if r, ok := m.get(key); ok && r.Compressed == compress && r.Size > 0 {
+		return &layer{write: write, compress: compress, digest: r.Digest, diffID: r.DiffID, size: r.Size}, nil
+	}
+	l, err := newLayer(compress, write)
+	if err != nil {
 		return nil, err
 	}
-	out := make([]*layer, n)
-	for i := range out {
-		if count[i] == 0 {
-			continue
-		}
-		var err error
-		out[i], err = newLayer(compressed(i), func(w io.Writer) error {
-			t := newTree(w)
-			err := eachEntry(file, func(h *tar.Header, content io.Reader) error {
-				if layerOf(h.Name) != i {
-					return nil
-				}
-				moved := *h
-				moved.Name = strings.TrimPrefix(path.Join(below, h.Name), "/")
-				return t.add(&moved, content)
-			})
-			if err != nil {
-				return err
-			}
-			return t.close()
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
-}
-
-// eachEntry reads an archive; it seeks over content that fn leaves unread.
-func eachEntry(file string, fn func(*tar.Header, io.Reader) error) error {
-	f, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = f.Close() }()
-	tr := tar.NewReader(f)
-	for {
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("read archive: %w", err)
-		}
-		if err := fn(h, tr); err != nil {
-			return err
-		}
-	}
+	m.put(key, k.lastChanged(), remembered{Digest: l.digest, DiffID: l.diffID, Size: l.size, Compressed: compress})
+	return l, nil
 }

@@ -135,10 +135,11 @@ func (c Client) Find(ctx context.Context, field, ref string, platform v1.Platfor
 	return out, nil
 }
 
-// Push writes an image to a repository, under its digest alone, and returns that. Layers that the
-// repository has are not sent, and nothing is if it has the image: known says so. Refusals are
-// registry_unreachable, registry_denied and registry_refused.
-func (c Client) Push(ctx context.Context, img v1.Image, repo name.Repository) (ref name.Digest, known bool, err error) {
+// Push writes an image to a repository and returns its name by digest. Layers that the repository has are not
+// sent, and nothing is if it has the image: known says so. Last, and only once the image is whole, tag names it, so that
+// registries which clean up do not take it for left-overs; that a tag may not move is told, and no error. Refusals
+// are registry_unreachable, registry_denied and registry_refused.
+func (c Client) Push(ctx context.Context, img v1.Image, repo name.Repository, tag string) (ref name.Digest, known bool, err error) {
 	doing := "push to " + repo.Name()
 	digest, err := img.Digest()
 	if err != nil {
@@ -149,6 +150,7 @@ func (c Client) Push(ctx context.Context, img v1.Image, repo name.Repository) (r
 		return name.Digest{}, false, failure(err, fieldRegistry, doing, repo.Registry, rollout.ReasonRegistryRefused)
 	}
 	if known {
+		c.tag(ctx, img, digest, repo.Tag(tag))
 		return ref, true, nil
 	}
 	updates := make(chan v1.Update, 16)
@@ -162,7 +164,18 @@ func (c Client) Push(ctx context.Context, img v1.Image, repo name.Repository) (r
 	if err != nil {
 		return name.Digest{}, false, failure(err, fieldRegistry, doing, repo.Registry, rollout.ReasonRegistryRefused)
 	}
+	c.tag(ctx, img, digest, repo.Tag(tag))
 	return ref, false, nil
+}
+
+// tag makes a tag name an image that is there.
+func (c Client) tag(ctx context.Context, img v1.Image, digest v1.Hash, tag name.Tag) {
+	if d, err := remote.Head(tag, c.options(ctx)...); err == nil && d.Digest == digest {
+		return
+	}
+	if err := remote.Tag(tag, img, c.options(ctx)...); err != nil {
+		c.progress("warning: %s does not name the image: %v; it is used by its digest, and the registry may take it for a left-over one day", tag.Name(), err)
+	}
 }
 
 // has says whether a repository has a manifest.

@@ -43,11 +43,15 @@ func programPlatform(field, file string) (v1.Platform, error) {
 
 // RunnerFileLayer is the runner's layer from a static program.
 func RunnerFileLayer(file string) (v1.Layer, v1.Platform, error) {
+	return runnerFileLayer(file, memory{})
+}
+
+func runnerFileLayer(file string, m memory) (v1.Layer, v1.Platform, error) {
 	p, err := programPlatform(fieldRunner, file)
 	if err != nil {
 		return nil, p, err
 	}
-	l, err := fileLayer(file, runnerPath, true)
+	l, err := fileLayer(file, runnerPath, true, m)
 	if err != nil {
 		return nil, p, fmt.Errorf("read runner: %w", err)
 	}

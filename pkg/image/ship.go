@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -40,32 +39,36 @@ type Shipper struct {
 	// Source stands over what is found beside the project; SourceURL is the repository's address.
 	Source    project.Source
 	SourceURL string
-	// TempDir holds the archive while it is shipped, as large as the project and its models;
-	// default the system's.
+	// TempDir holds a build's context; default the system's.
 	TempDir string
+	// CacheDir keeps what was hashed, so that files are read again only once they have changed; empty keeps nothing.
+	CacheDir string
 }
 
 var _ deploy.Shipper = Shipper{}
 
 // Ship implements deploy.Shipper. Refusals are those of project.Package, Client.Find and Client.Push.
-func (s Shipper) Ship(ctx context.Context, dir string) (deploy.Shipment, error) {
+func (s Shipper) Ship(ctx context.Context, dir string) (out deploy.Shipment, err error) {
 	// What is wrong with the shipper shows before anything is read.
 	if _, err := s.repository("endpoint"); err != nil {
 		return deploy.Shipment{}, err
 	}
-	f, err := os.CreateTemp(s.TempDir, "sluice-*.tar")
-	if err != nil {
-		return deploy.Shipment{}, fmt.Errorf("package project: %w", err)
-	}
-	defer func() {
-		_ = f.Close()
-		_ = os.Remove(f.Name())
-	}()
-	pack, err := project.Package(ctx, dir, f, nil)
+	pack, err := project.Prepare(ctx, dir)
 	if err != nil {
 		return deploy.Shipment{}, err
 	}
-	out, err := deploy.NewShipment(dir, pack, s.Source)
+	memory := memory{dir: s.CacheDir}
+	c, err := planContents(ctx, pack.Listing, memory)
+	if err != nil {
+		return deploy.Shipment{}, fmt.Errorf("plan layers: %w", err)
+	}
+	pack.Size = pack.Listing.Bytes
+	if deploy.SourceOf(pack, s.Source).NamedByArchive() {
+		if pack.Digest, err = c.archiveDigest(ctx); err != nil {
+			return deploy.Shipment{}, err
+		}
+	}
+	out, err = deploy.NewShipment(dir, pack, s.Source)
 	if err != nil {
 		return deploy.Shipment{}, err
 	}
@@ -80,18 +83,23 @@ func (s Shipper) Ship(ctx context.Context, dir string) (deploy.Shipment, error) 
 	if err != nil {
 		return deploy.Shipment{}, err
 	}
-	parts := Parts{Archive: f.Name(), Package: pack, Source: s.SourceURL, Revision: out.Source.Commit}
-	if err := s.underlay(ctx, dir, &parts); err != nil {
+	parts := Parts{Package: pack, Source: s.SourceURL, Revision: out.Source.Commit}
+	if err := s.underlay(ctx, dir, &parts, memory); err != nil {
 		return deploy.Shipment{}, err
 	}
-	img, err := Assemble(parts)
+	defer func() {
+		if err != nil && ctx.Err() == nil {
+			c.forget() // a digest that was remembered may be what is wrong
+		}
+	}()
+	img, err := assemble(ctx, parts, c, s.uploads(repo).send)
 	if err != nil {
 		return deploy.Shipment{}, err
 	}
 	if size, err := Size(img); err == nil {
 		s.progress("assembled for %s on %s: %d MB", parts.Platform.String(), parts.Base.Name, size>>20)
 	}
-	ref, known, err := s.Push(ctx, img, repo)
+	ref, known, err := s.Push(ctx, img, repo, out.Name)
 	if err != nil {
 		return deploy.Shipment{}, err
 	}
@@ -108,7 +116,7 @@ func (s Shipper) repository(endpoint string) (name.Repository, error) {
 }
 
 // underlay finds what lies under the project: the runner and the image of the environment, for one platform.
-func (s Shipper) underlay(ctx context.Context, dir string, p *Parts) error {
+func (s Shipper) underlay(ctx context.Context, dir string, p *Parts, m memory) error {
 	p.Platform = v1.Platform{OS: "linux", Architecture: "amd64"}
 	if s.Platform != "" {
 		asked, err := v1.ParsePlatform(s.Platform)
@@ -121,7 +129,7 @@ func (s Shipper) underlay(ctx context.Context, dir string, p *Parts) error {
 	switch {
 	case s.RunnerFile != "":
 		var is v1.Platform
-		if p.Runner, is, err = RunnerFileLayer(s.RunnerFile); err != nil {
+		if p.Runner, is, err = runnerFileLayer(s.RunnerFile, m); err != nil {
 			return err
 		}
 		if s.Platform == "" {
@@ -156,6 +164,7 @@ func (s Shipper) underlay(ctx context.Context, dir string, p *Parts) error {
 	if err != nil {
 		return err
 	}
+	p.Environment = d.Hash()
 	p.Base, err = Environments{
 		Client: s.Client, Workspace: s.Registry, Global: s.GlobalRegistry, Builder: s.Builder, Rebuild: s.Rebuild, TempDir: s.TempDir,
 	}.Ensure(ctx, d, base, p.Platform)

@@ -5,16 +5,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"hash"
 	"io"
-	"io/fs"
-	"os"
 	"sync"
 	"time"
-
-	"github.com/sluice-dev/sluice/rollout"
 )
 
 // Archive says what Write wrote.
@@ -170,25 +165,11 @@ func (r *reader) buffer(ctx context.Context) ([]byte, error) {
 
 // file sends one file, which must stay as it was when the walk saw it.
 func (r *reader) file(ctx context.Context, it *item) error {
-	changed := func() error {
-		return refuse(rollout.ReasonUnsafeFile, "", "run it again when nothing writes to the project", "%s changed while it was read", printable(it.Path))
-	}
-	f, err := openFile(it.dir, baseName(it.Path))
-	if isMissing(err) {
-		return changed()
-	}
+	f, err := r.l.open(it)
 	if err != nil {
-		return refuse(rollout.ReasonUnsafeFile, "", "make it readable, or keep it out with "+r.l.rules, "%s cannot be read: %v", printable(it.Path), cause(err))
+		return err
 	}
 	defer func() { _ = f.Close() }()
-	if same, err := unchanged(f, it.info); err != nil {
-		return err
-	} else if !same {
-		return changed()
-	}
-	if it.Size > pieceSize {
-		adviseSequential(f)
-	}
 	e := it.Entry
 	next := piece{entry: &e}
 	for left := it.Size; ; {
@@ -198,22 +179,11 @@ func (r *reader) file(ctx context.Context, it *item) error {
 				return err
 			}
 			n, err := io.ReadFull(f, b[:min(left, int64(len(b)))])
+			if err != nil {
+				return err
+			}
 			next.data = b[:n]
 			left -= int64(n)
-			if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-				return changed()
-			}
-			if err != nil {
-				return fmt.Errorf("read %s: %w", printable(it.Path), cause(err))
-			}
-		}
-		if left == 0 {
-			// Size and time, since a file may also change without growing.
-			if same, err := unchanged(f, it.info); err != nil {
-				return err
-			} else if !same {
-				return changed()
-			}
 		}
 		if err := r.send(ctx, next); err != nil {
 			return err
@@ -223,15 +193,6 @@ func (r *reader) file(ctx context.Context, it *item) error {
 		}
 		next = piece{}
 	}
-}
-
-// unchanged tells whether f is the file that a walk saw, with its size and time.
-func unchanged(f *os.File, was fs.FileInfo) (bool, error) {
-	now, err := f.Stat()
-	if err != nil {
-		return false, fmt.Errorf("look at %s: %w", printable(was.Name()), err)
-	}
-	return now.Mode().IsRegular() && os.SameFile(now, was) && now.Size() == was.Size() && now.ModTime().Equal(was.ModTime()), nil
 }
 
 func baseName(p string) string {

@@ -74,27 +74,30 @@ func (l *Listing) walkLayout(ctx context.Context, t *tree, fn func(*item) error)
 	return nil
 }
 
-// ModelOf returns a function that gives the index, in the manifest's models, of the model that a
-// path of the archive belongs to: one of its files, or a link of its layout. It is -1 for all
-// else. A file of several models belongs to the one whose path is nearest above it.
-func (l *Listing) ModelOf() func(path string) int {
-	at := map[string]int{}
-	for _, m := range l.models {
-		for _, p := range []string{m.place, layoutPath(m.model)} {
-			if _, taken := at[p]; !taken {
-				at[p] = m.index
-			}
+// ModelPath returns a function that tells of the path of a file that ships where it is as a model's:
+// NAME/VERSION/PATH, with what is below a model's directory, or the name of a model that is a
+// single file, as PATH. It is empty for all else. A file of several models belongs to the one whose path is
+// nearest above it.
+func (l *Listing) ModelPath() func(path string) string {
+	at := map[string]*modelPlace{}
+	for i := range l.models {
+		m := &l.models[i]
+		if _, taken := at[m.place]; !taken {
+			at[m.place] = m
 		}
 	}
-	return func(p string) int {
+	return func(p string) string {
 		if len(at) == 0 {
-			return -1
+			return ""
 		}
-		for ; p != "." && p != "/"; p = path.Dir(p) {
-			if i, is := at[p]; is {
-				return i
+		for above := p; above != "." && above != "/"; above = path.Dir(above) {
+			if m := at[above]; m != nil {
+				if m.isFile {
+					return path.Join(m.model.Name, m.model.Version, path.Base(m.path))
+				}
+				return path.Join(m.model.Name, m.model.Version) + p[len(m.place):]
 			}
 		}
-		return -1
+		return ""
 	}
 }

@@ -28,31 +28,51 @@ type Result struct {
 // archive may be written into its own project. The checks are those of Load: a project
 // that breaks one is not packaged.
 func Package(ctx context.Context, dir string, out io.Writer, besides []fs.FileInfo, checks ...Check) (Result, error) {
-	m, err := Load(dir, checks...)
-	if err != nil {
-		return Result{}, err
-	}
 	skip := slices.Clone(besides)
 	if f, ok := out.(interface{ Stat() (fs.FileInfo, error) }); ok {
 		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
 			skip = append(skip, info)
 		}
 	}
+	r, err := prepare(ctx, dir, skip, checks)
+	if err != nil {
+		return Result{}, err
+	}
+	if r.Archive, err = Write(ctx, out, r.Listing); err != nil {
+		return Result{}, err
+	}
+	if r.Source, err = Git(ctx, r.Listing); err != nil {
+		return Result{}, err
+	}
+	if r.Version, err = VersionName(r.Source, r.Digest); err != nil {
+		return Result{}, err
+	}
+	return r, nil
+}
+
+// Prepare is Package without an archive: its digest and size are not known, and no version is named,
+// but Files are counted. It reads no more than rules and the manifest.
+func Prepare(ctx context.Context, dir string, checks ...Check) (Result, error) {
+	r, err := prepare(ctx, dir, nil, checks)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := r.Listing.Err(); err != nil {
+		return Result{}, fmt.Errorf("plan archive: %w", err)
+	}
+	r.Files = r.Listing.Files + r.Listing.Links
+	r.Source, err = Git(ctx, r.Listing)
+	return r, err
+}
+
+func prepare(ctx context.Context, dir string, skip []fs.FileInfo, checks []Check) (Result, error) {
+	m, err := Load(dir, checks...)
+	if err != nil {
+		return Result{}, err
+	}
 	l, err := plan(ctx, dir, m, skip)
 	if err != nil {
 		return Result{}, fmt.Errorf("plan archive: %w", err)
 	}
-	a, err := Write(ctx, out, l)
-	if err != nil {
-		return Result{}, err
-	}
-	s, err := Git(ctx, l)
-	if err != nil {
-		return Result{}, err
-	}
-	name, err := VersionName(s, a.Digest)
-	if err != nil {
-		return Result{}, err
-	}
-	return Result{Archive: a, Manifest: m, Listing: l, Source: s, Version: name, ModelDir: l.ModelDir}, nil
+	return Result{Manifest: m, Listing: l, ModelDir: l.ModelDir}, nil
 }

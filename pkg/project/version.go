@@ -26,6 +26,9 @@ type Source struct {
 	Dirty bool `json:"dirty,omitempty"`
 }
 
+// NamedByArchive tells whether VersionName needs the archive's digest.
+func (s Source) NamedByArchive() bool { return s.PullRequest == 0 && (s.Commit == "" || s.Dirty) }
+
 var (
 	commitPattern = regexp.MustCompile(`^[0-9a-f]{7,64}$`)
 	digestPattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
@@ -48,7 +51,7 @@ func VersionName(s Source, digest string) (string, error) {
 		return "", refuse(rollout.ReasonInvalid, "commit", "give the pull request's head commit", "a pull request's version needs its commit")
 	case s.PullRequest > 0:
 		name = fmt.Sprintf("pr-%d-%s", s.PullRequest, s.Commit[:7])
-	case s.Commit != "" && !s.Dirty:
+	case !s.NamedByArchive():
 		name = "sha-" + s.Commit[:7]
 	case !digestPattern.MatchString(digest):
 		return "", refuse(rollout.ReasonInvalid, "digest", "", "%q is not a SHA-256 digest", digest)

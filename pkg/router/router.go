@@ -51,8 +51,9 @@ type Options struct {
 	Background []func(ctx context.Context, r *Router) error
 
 	// DrainTime is how long, once ctx has ended, new requests are still served as before, each with
-	// its connection closed after the answer: clients that keep connections open then go to another router,
-	// and none sends into a connection that is just being closed. 0 is none.
+	// its connection closed after the answer: clients that keep connections open then go to another router.
+	// While some are left, which are idle, it lasts up to four times as long: a request that is sent into a connection just as it is
+	// closed is lost, and the longer one has been idle the less likely that is. 0 is none.
 	DrainTime time.Duration
 
 	// Collectors of what the background tasks count, for /metrics.
@@ -98,6 +99,8 @@ type Router struct {
 	unknown   *telemetry.Version
 	exchanges sync.Pool
 	draining  atomic.Bool
+	// connections from clients that are open.
+	connections atomic.Int64
 
 	mu       sync.Mutex
 	replicas map[*upstream.Replica]struct{}
@@ -238,6 +241,15 @@ func (rt *Router) Run(ctx context.Context) (err error) {
 		rt.log.Warn("no table yet; answering that nothing is ready")
 	}
 	data := rt.server(rt)
+	data.ConnState = func(_ net.Conn, s http.ConnState) {
+		switch s {
+		case http.StateNew:
+			rt.connections.Add(1)
+		case http.StateClosed, http.StateHijacked:
+			rt.connections.Add(-1)
+		case http.StateActive, http.StateIdle:
+		}
+	}
 	run(func(context.Context) {
 		if err := data.Serve(limit(ln, o.MaxConnections)); !errors.Is(err, http.ErrServerClosed) {
 			cancel(fmt.Errorf("serve: %w", err))
@@ -249,6 +261,9 @@ func (rt *Router) Run(ctx context.Context) (err error) {
 	rt.draining.Store(true)
 	if errors.Is(context.Cause(ctx), context.Canceled) { // not after a failure
 		time.Sleep(o.DrainTime)
+		for end := time.Now().Add(3 * o.DrainTime); rt.connections.Load() > 0 && time.Now().Before(end); {
+			time.Sleep(o.DrainTime / 50)
+		}
 	}
 	bounded, done := context.WithTimeout(base, o.ShutdownTimeout)
 	defer done()

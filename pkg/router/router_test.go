@@ -1315,6 +1315,34 @@ func TestDrainServesAndClosesConnections(t *testing.T) {
 	}
 }
 
+// A connection that nobody used while the router drained is not closed at once: it may just be about to be used.
+func TestDrainWaitsForIdleConnections(t *testing.T) {
+	h := start(t, func(o *Options) { o.DrainTime = 500 * time.Millisecond }, version("a", rollout.Control, 0))
+	g := newGate(t, 1, echo)
+	h.fleets.set("a", g.addr())
+	h.serving(map[string]int{"a": 1})
+	ask := func() (answer, error) { return h.try(h.request("POST", scoreURL, strings.NewReader("x"))) }
+	if a, err := ask(); err != nil || a.status != 200 {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	ended := make(chan error, 1)
+	began := time.Now()
+	go func() { ended <- h.stop() }()
+	time.Sleep(900 * time.Millisecond)
+	if h.router.connections.Load() == 0 {
+		t.Fatal("no connection is open")
+	}
+	if a, err := ask(); err != nil || a.status != 200 {
+		t.Errorf("late in the drain: %+v, %v", a, err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if d := time.Since(began); d > 1900*time.Millisecond {
+		t.Errorf("ended after %s, with no connection open since about 900 ms", d)
+	}
+}
+
 func TestShutdownIsBounded(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)

@@ -1,0 +1,407 @@
+package image
+
+import (
+	"archive/tar"
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"maps"
+	"path"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/klauspost/compress/gzip"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sluice-dev/sluice/pkg/project"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// How a project is split into layers. An image stays well under the 127 layers that file systems stack.
+const (
+	// bigFile is the size from which a file has a layer of its own, so that it moves only when it changes.
+	bigFile = 64 << 20
+	// maxBigLayers of big files: with more files, neighbours share.
+	maxBigLayers = 48
+	// bundleSize of small model files in one layer; with more than maxBundles of that size, each holds more.
+	bundleSize = 256 << 20
+	maxBundles = 16
+)
+
+// contents of a project as layers: big files, small model files in bundles, and the rest.
+type contents struct {
+	listing   *project.Listing
+	modelPath func(string) string
+	memory    memory
+	// bigs is how many big files share a layer, bundle how many bytes of small model files.
+	bigs   int
+	bundle int64
+	parts  []*part
+}
+
+// part is what makes one layer.
+type part struct {
+	slot
+	what string
+	// only is the path of a part that is one file.
+	only string
+	// key identifies content; changed is when that last changed, zero if the system does not tell.
+	key     string
+	changed time.Time
+}
+
+// slot of a path: the n-th of a kind of layer.
+type slot struct {
+	kind slotKind
+	n    int
+}
+
+type slotKind int
+
+const (
+	slotRest slotKind = iota
+	slotBundle
+	slotBig
+)
+
+// sorter gives the slots of paths that come in the order of a walk.
+type sorter struct {
+	c       *contents
+	bigs    int
+	bundles int
+	bundled int64
+}
+
+func (s *sorter) next(e *project.Content) slot {
+	switch {
+	case e.Type == project.TypeFile && e.Size >= bigFile:
+		s.bigs++
+		return slot{slotBig, (s.bigs - 1) / s.c.bigs}
+	case e.Layout || s.c.modelPath(e.Path) == "":
+		return slot{kind: slotRest}
+	}
+	if s.bundled > 0 && s.bundled+e.Size > s.c.bundle {
+		s.bundles, s.bundled = s.bundles+1, 0
+	}
+	s.bundled += e.Size
+	return slot{slotBundle, s.bundles}
+}
+
+// planContents looks at what ships; it reads no file.
+func planContents(ctx context.Context, l *project.Listing, m memory) (*contents, error) {
+	c := &contents{listing: l, modelPath: l.ModelPath(), memory: m}
+	var bigs int
+	var small int64
+	if err := l.Contents(ctx, "", func(e *project.Content) error {
+		switch {
+		case e.Size >= bigFile:
+			bigs++
+		case c.modelPath(e.Path) != "":
+			small += e.Size
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	c.bigs = max(1, (bigs+maxBigLayers-1)/maxBigLayers)
+	c.bundle = max(bundleSize, small/maxBundles+1)
+	type growing struct {
+		*part
+		id *keyer
+		n  int
+	}
+	at := map[slot]*growing{}
+	s := sorter{c: c}
+	if err := l.Contents(ctx, "", func(e *project.Content) error {
+		slot := s.next(e)
+		g := at[slot]
+		if g == nil {
+			g = &growing{part: &part{slot: slot}, id: newKeyer()}
+			at[slot] = g
+			c.parts = append(c.parts, g.part)
+		}
+		g.n++
+		g.only, g.what = e.Path, e.Path
+		g.id.add(e)
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	for _, g := range at {
+		g.key, g.changed = g.id.sum(), g.id.lastChanged()
+		if g.kind != slotBig || g.n > 1 {
+			g.only = ""
+			g.what = map[slotKind]string{slotRest: "project", slotBundle: "models", slotBig: "large files"}[g.kind]
+		}
+	}
+	// What changes most often lies on top.
+	slices.SortStableFunc(c.parts, func(a, b *part) int {
+		return -cmp.Compare(min(a.kind, 1), min(b.kind, 1))
+	})
+	return c, nil
+}
+
+// keyer makes a key of entries' paths and identities.
+type keyer struct {
+	h       hash.Hash
+	changed time.Time
+	unsure  bool
+}
+
+func newKeyer() *keyer {
+	k := &keyer{h: sha256.New()}
+	k.write(maker(), ProjectDir)
+	return k
+}
+
+func (k *keyer) write(parts ...string) {
+	for _, p := range parts {
+		k.h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(p)))) //nolint:gosec // paths are short
+		io.WriteString(k.h, p)                                        //nolint:errcheck // a hash has no errors
+	}
+}
+
+func (k *keyer) add(e *project.Content) {
+	k.write(e.Path, string(e.Type), e.Target, fmt.Sprint(e.Executable))
+	if e.Info != nil {
+		k.file(e.Info)
+	}
+}
+
+// file adds what identifies a file's content.
+func (k *keyer) file(info fs.FileInfo) {
+	id, changed, ok := identity(info)
+	if !ok {
+		k.unsure = true
+		id = fmt.Appendf(nil, "%d %d", info.Size(), info.ModTime().UnixNano())
+	}
+	k.write(string(id))
+	if changed.After(k.changed) {
+		k.changed = changed
+	}
+}
+
+// lastChanged is when one of the files last changed, zero if that is not known.
+func (k *keyer) lastChanged() time.Time {
+	if k.unsure {
+		return time.Time{}
+	}
+	return k.changed
+}
+
+func (k *keyer) sum() string { return hex.EncodeToString(k.h.Sum(nil)) }
+
+// layers hashes all parts, several at once, and gives ready each as soon as its digest is known. models is the
+// set digest of the models' files, empty without any.
+func (c *contents) layers(ctx context.Context, ready func(context.Context, v1.Layer) error) (out []addition, models string, err error) {
+	made := make([]*layer, len(c.parts))
+	sums := make([]map[string]string, len(c.parts))
+	g, hashing := errgroup.WithContext(ctx)
+	turn := make(chan struct{}, runtime.GOMAXPROCS(0))
+	for i, p := range c.parts {
+		g.Go(func() error {
+			select {
+			case turn <- struct{}{}:
+			case <-hashing.Done():
+				return hashing.Err()
+			}
+			l, s, err := c.layer(hashing, p)
+			<-turn
+			if err != nil {
+				return err
+			}
+			l.write = func(w io.Writer) error { return c.write(ctx, w, p, nil) } // from now on
+			made[i], sums[i] = l, s
+			if ready == nil {
+				return nil
+			}
+			return ready(hashing, l)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, "", err
+	}
+	all := map[string]string{}
+	for i, p := range c.parts {
+		out = append(out, addition{made[i], p.what})
+		maps.Copy(all, sums[i])
+	}
+	if len(all) > 0 {
+		models = SetDigest(all)
+	}
+	return out, models, nil
+}
+
+// forget what was remembered of all parts.
+func (c *contents) forget() {
+	for _, p := range c.parts {
+		c.memory.forget(p.key)
+	}
+}
+
+// layer of a part, and the sums of its model files. The layer is read with ctx.
+func (c *contents) layer(ctx context.Context, p *part) (*layer, map[string]string, error) {
+	write := func(sums map[string]string) func(io.Writer) error {
+		return func(w io.Writer) error { return c.write(ctx, w, p, sums) }
+	}
+	if r, ok := c.memory.get(p.key); ok && r.Size > 0 {
+		return &layer{compress: r.Compressed, digest: r.Digest, diffID: r.DiffID, size: r.Size}, r.Sums, nil
+	}
+	compress := p.kind == slotRest
+	if !compress {
+		var err error
+		if compress, err = shrinks(write(nil)); err != nil {
+			return nil, nil, err
+		}
+	}
+	sums := map[string]string{}
+	l, err := newLayer(compress, write(sums))
+	if err != nil {
+		return nil, nil, err
+	}
+	c.memory.put(p.key, p.changed, remembered{Digest: l.digest, DiffID: l.diffID, Size: l.size, Compressed: compress, Sums: sums})
+	return l, sums, nil
+}
+
+// write a part's tar. It notes the SHA-256 of model files in sums, unless that is nil.
+func (c *contents) write(ctx context.Context, w io.Writer, p *part, sums map[string]string) error {
+	t, s, key := newTree(w), sorter{c: c}, newKeyer()
+	err := c.listing.Contents(ctx, p.only, func(e *project.Content) error {
+		if p.only != "" && e.Path != p.only || p.only == "" && s.next(e) != p.slot {
+			return nil
+		}
+		key.add(e)
+		return addContent(t, e, c.modelPath(e.Path), sums)
+	})
+	if err != nil {
+		return err
+	}
+	if key.sum() != p.key {
+		return refuse(rollout.ReasonUnsafeFile, "", "run it again when nothing writes to the project", "the project changed while it was read")
+	}
+	return t.close()
+}
+
+func addContent(t *tree, e *project.Content, modelPath string, sums map[string]string) error {
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(path.Join(ProjectDir, e.Path), "/"), Size: e.Size, Mode: 0o644}
+	if e.Type == project.TypeLink {
+		h.Typeflag, h.Linkname, h.Size = tar.TypeSymlink, e.Target, 0
+		return t.add(h, nil)
+	}
+	if e.Executable {
+		h.Mode = 0o755
+	}
+	f, err := e.Open()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if sums == nil || modelPath == "" {
+		return t.add(h, f)
+	}
+	sum := sha256.New()
+	if err := t.add(h, io.TeeReader(f, sum)); err != nil {
+		return err
+	}
+	sums[modelPath] = hex.EncodeToString(sum.Sum(nil))
+	return nil
+}
+
+// SetDigest is one digest for a set of files, however they are packed: that of the text which GNU's sha256sum prints
+// for them, in the order of the paths' bytes. sums are the files' SHA-256, in hexadecimal, by path.
+//
+//	find . -type f -printf '%P\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum
+func SetDigest(sums map[string]string) string {
+	h := sha256.New()
+	escape := strings.NewReplacer("\\", `\\`, "\n", `\n`, "\r", `\r`)
+	for _, p := range slices.Sorted(maps.Keys(sums)) {
+		name := escape.Replace(p)
+		if name != p {
+			io.WriteString(h, "\\") //nolint:errcheck // a hash has no errors
+		}
+		fmt.Fprintf(h, "%s  %s\n", sums[p], name)
+	}
+	return "sha256:" + hex.EncodeToString(h.Sum(nil))
+}
+
+// Of what is at sampleFrom in a tar, sampleSize bytes tell whether compressing pays; the beginning may be a header that is
+// not like the rest.
+const (
+	sampleFrom = 1 << 20
+	sampleSize = 1 << 20
+)
+
+var errSampled = errors.New("enough")
+
+// sampler keeps the sample of what is written to it, and ends the writing.
+type sampler struct{ bytes.Buffer }
+
+func (s *sampler) Write(p []byte) (int, error) {
+	if s.Len() >= sampleFrom+sampleSize {
+		return 0, errSampled
+	}
+	return s.Buffer.Write(p)
+}
+
+// shrinks tells whether compressing a tar saves a fifth or more. It depends on the content alone.
+func shrinks(write func(io.Writer) error) (bool, error) {
+	var s sampler
+	if err := buffered(&s, write); err != nil && !errors.Is(err, errSampled) {
+		return false, err
+	}
+	sample := s.Bytes()
+	if len(sample) >= sampleFrom+sampleSize {
+		sample = sample[sampleFrom : sampleFrom+sampleSize]
+	}
+	out := &counter{}
+	z, err := gzip.NewWriterLevel(out, gzip.BestSpeed)
+	if err != nil {
+		return false, err
+	}
+	if _, err := z.Write(sample); err != nil {
+		return false, err
+	}
+	if err := z.Close(); err != nil {
+		return false, err
+	}
+	return out.n*5 <= int64(len(sample))*4, nil
+}
+
+// archiveDigest is the SHA-256 of the archive that project.Package would write. It reads all of the project,
+// unless nothing has changed since it last did.
+func (c *contents) archiveDigest(ctx context.Context) (string, error) {
+	key, changed := newKeyer(), time.Time{}
+	key.write("archive")
+	for _, p := range c.parts {
+		key.write(p.key)
+		if p.changed.IsZero() {
+			changed = time.Now()
+		} else if p.changed.After(changed) {
+			changed = p.changed
+		}
+	}
+	if r, ok := c.memory.get(key.sum()); ok {
+		return r.Digest.String(), nil
+	}
+	a, err := project.Write(ctx, io.Discard, c.listing)
+	if err != nil {
+		return "", err
+	}
+	h, err := v1.NewHash(a.Digest)
+	if err != nil {
+		return "", err
+	}
+	c.memory.put(key.sum(), changed, remembered{Digest: h})
+	return a.Digest, nil
+}

@@ -1,0 +1,363 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+const (
+	// inPiecesFrom is the size from which a layer is sent in pieces, so that a broken connection costs one of them.
+	inPiecesFrom = 32 << 20
+	// pieceSize is a trade of memory against the time that a piece's answer takes.
+	pieceSize = 16 << 20
+	// maxPiece is the most that a registry may ask a piece to be.
+	maxPiece = 64 << 20
+	// uploadsAtOnce bounds memory, and connections.
+	uploadsAtOnce = 3
+	// uploadTries without progress end an upload; the pause before the first is firstPause, then twice the one before.
+	uploadTries = 7
+	firstPause  = 200 * time.Millisecond
+	// maxPause is the longest, whatever a registry asks for.
+	maxPause = 30 * time.Second
+)
+
+// uploads sends large layers to a repository in pieces (OCI distribution specification, "Pushing a blob in
+// chunks"), and goes on where a connection broke. The library's own writing sends all of a blob in one
+// request, which for gigabytes seldom ends well.
+type uploads struct {
+	Client
+	repo name.Repository
+	turn chan struct{}
+
+	once   sync.Once
+	client *http.Client
+	err    error
+}
+
+func (c Client) uploads(repo name.Repository) *uploads {
+	return &uploads{Client: c, repo: repo, turn: make(chan struct{}, uploadsAtOnce)}
+}
+
+// errWhole is for registries that do not take a blob in pieces.
+var errWhole = errors.New("the registry takes no pieces")
+
+// send a layer, if it is large and the registry does not have it. Errors are those of Push.
+func (u *uploads) send(ctx context.Context, l v1.Layer) error {
+	size, err := l.Size()
+	if err != nil || size < inPiecesFrom {
+		return err
+	}
+	select {
+	case u.turn <- struct{}{}:
+		defer func() { <-u.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	u.once.Do(func() { u.client, u.err = u.open(ctx) })
+	err = u.err
+	if err == nil {
+		err = u.upload(ctx, l, size)
+	}
+	if err == nil || errors.Is(err, errWhole) {
+		return nil
+	}
+	return failure(err, fieldRegistry, "push to "+u.repo.Name(), u.repo.Registry, rollout.ReasonRegistryRefused)
+}
+
+// open logs in.
+func (u *uploads) open(ctx context.Context) (*http.Client, error) {
+	keys := u.Keychain
+	if keys == nil {
+		keys = authn.DefaultKeychain
+	}
+	auth, err := authn.Resolve(ctx, keys, u.repo)
+	if err != nil {
+		return nil, err
+	}
+	// HTTP/1.1: a stream of HTTP/2 shares its connection's window with the others, and is reset by proxies that
+	// have had enough of a large one.
+	base, ok := remote.DefaultTransport.(*http.Transport)
+	if !ok {
+		return nil, errors.New("the default transport is none")
+	}
+	base = base.Clone()
+	base.ForceAttemptHTTP2 = false
+	base.Protocols = new(http.Protocols)
+	base.Protocols.SetHTTP1(true)
+	t, err := transport.NewWithContext(ctx, u.repo.Registry, auth, base, []string{u.repo.Scope(transport.PushScope)})
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{Transport: t}, nil
+}
+
+// upload is one layer's.
+type upload struct {
+	*uploads
+	layer v1.Layer
+	size  int64
+	// at is the session's address, empty before it has begun; done bytes are there.
+	at    *url.URL
+	done  int64
+	piece int64
+	// from reads the layer from where it is.
+	from   io.ReadCloser
+	fromAt int64
+	buf    []byte
+	told   time.Time
+}
+
+func (u *uploads) upload(ctx context.Context, l v1.Layer, size int64) (err error) {
+	digest, err := l.Digest()
+	if err != nil {
+		return err
+	}
+	up := &upload{uploads: u, layer: l, size: size, piece: pieceSize, told: time.Now()}
+	defer func() {
+		if up.from != nil {
+			_ = up.from.Close()
+		}
+	}()
+	blob := u.url("blobs/" + digest.String())
+	var best int64
+	for tries := 0; ; {
+		var wait time.Duration
+		if there, e := up.there(ctx, blob); e == nil && there {
+			return nil
+		} else if err = e; err == nil {
+			wait, err = up.run(ctx, digest)
+		}
+		if err == nil || errors.Is(err, errWhole) || !mayPass(err) || ctx.Err() != nil {
+			return err
+		}
+		if up.done > best {
+			best, tries = up.done, 0
+		}
+		if tries++; tries >= uploadTries {
+			return err
+		}
+		wait = min(max(wait, firstPause<<(tries-1)), maxPause)
+		u.progress("push to %s: %v; trying again in %s, with %d of %d MB sent", u.repo.Name(), err, wait, up.done>>20, size>>20)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// mayPass tells whether it may work the next time.
+func mayPass(err error) bool {
+	var known *rollout.Error
+	if errors.As(err, &known) {
+		return false
+	}
+	var said *transport.Error
+	if !errors.As(err, &said) {
+		return true // the connection's
+	}
+	switch said.StatusCode {
+	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusNotFound, http.StatusRequestedRangeNotSatisfiable:
+		return true // the session's, too
+	}
+	return said.StatusCode >= http.StatusInternalServerError
+}
+
+func (u *uploads) url(path string) string {
+	return u.repo.Scheme() + "://" + u.repo.RegistryStr() + "/v2/" + u.repo.RepositoryStr() + "/" + path
+}
+
+// do gives the answer if its status is one of want; its body is read and closed.
+func (u *uploads) do(ctx context.Context, method, address string, body []byte, header http.Header, want ...int) (*http.Response, time.Duration, error) {
+	req, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(body))
+	if err != nil {
+		return nil, 0, err
+	}
+	for k, v := range header {
+		req.Header[k] = v
+	}
+	req.Header.Set("User-Agent", "sluice")
+	resp, err := u.client.Do(req)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if err := transport.CheckError(resp, want...); err != nil {
+		seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
+		return nil, time.Duration(max(seconds, 0)) * time.Second, err
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+	return resp, 0, nil
+}
+
+func (up *upload) there(ctx context.Context, blob string) (bool, error) {
+	_, _, err := up.do(ctx, http.MethodHead, blob, nil, nil, http.StatusOK)
+	if err == nil {
+		return true, nil
+	}
+	var said *transport.Error
+	if errors.As(err, &said) && said.StatusCode < http.StatusInternalServerError && said.StatusCode != http.StatusTooManyRequests {
+		return false, nil // also 401 and 403, which some say of what is not there
+	}
+	return false, err
+}
+
+// run sends what is missing. wait is what the registry asks for before the next try.
+func (up *upload) run(ctx context.Context, digest v1.Hash) (wait time.Duration, err error) {
+	if wait, err := up.begin(ctx); err != nil {
+		return wait, err
+	}
+	for up.done < up.size {
+		if wait, err := up.next(ctx); err != nil {
+			return wait, err
+		}
+	}
+	q := up.at.Query()
+	q.Set("digest", digest.String())
+	end := *up.at
+	end.RawQuery = q.Encode()
+	_, wait, err = up.do(ctx, http.MethodPut, end.String(), nil, nil, http.StatusCreated, http.StatusNoContent)
+	return wait, err
+}
+
+// begin asks where a session stands, or begins one.
+func (up *upload) begin(ctx context.Context) (time.Duration, error) {
+	if up.at != nil {
+		resp, wait, err := up.do(ctx, http.MethodGet, up.at.String(), nil, nil, http.StatusNoContent, http.StatusOK)
+		if err == nil {
+			return 0, up.stands(resp)
+		}
+		var said *transport.Error
+		if !errors.As(err, &said) || said.StatusCode >= http.StatusInternalServerError || said.StatusCode == http.StatusTooManyRequests {
+			return wait, err
+		}
+		up.at, up.done = nil, 0 // it is gone
+	}
+	resp, wait, err := up.do(ctx, http.MethodPost, up.url("blobs/uploads/"), nil, nil, http.StatusAccepted)
+	if err != nil {
+		return wait, err
+	}
+	if n, err := strconv.ParseInt(resp.Header.Get("OCI-Chunk-Min-Length"), 10, 64); err == nil && n > up.piece {
+		if n > maxPiece {
+			return 0, errWhole
+		}
+		up.piece = n
+	}
+	if n, err := strconv.ParseInt(resp.Header.Get("OCI-Chunk-Max-Length"), 10, 64); err == nil && n > 0 && n < up.piece {
+		up.piece = n
+	}
+	return 0, up.located(resp)
+}
+
+// located takes the session's address from an answer; it changes with each.
+func (up *upload) located(resp *http.Response) error {
+	at, err := resp.Location()
+	if err != nil {
+		if up.at != nil && errors.Is(err, http.ErrNoLocation) {
+			return nil
+		}
+		return fmt.Errorf("read where to send to: %w", err)
+	}
+	up.at = at
+	return nil
+}
+
+// stands takes from an answer how much is there: "Range: 0-LAST".
+func (up *upload) stands(resp *http.Response) error {
+	last, ok := strings.CutPrefix(strings.TrimPrefix(resp.Header.Get("Range"), "bytes="), "0-")
+	n, err := strconv.ParseInt(last, 10, 64)
+	switch {
+	case !ok || err != nil || n >= up.size:
+		return fmt.Errorf("read how much is there: the registry said %q", resp.Header.Get("Range"))
+	case n == 0:
+		up.done = 0 // "0-0" is what registries say of nothing
+	default:
+		up.done = n + 1
+	}
+	return up.located(resp)
+}
+
+// next sends a piece.
+func (up *upload) next(ctx context.Context) (time.Duration, error) {
+	n := min(up.piece, up.size-up.done)
+	if err := up.read(n); err != nil {
+		return 0, err
+	}
+	header := http.Header{
+		"Content-Type": {"application/octet-stream"}, "Content-Range": {fmt.Sprintf("%d-%d", up.done, up.done+n-1)},
+	}
+	resp, wait, err := up.do(ctx, http.MethodPatch, up.at.String(), up.buf[:n], header, http.StatusAccepted, http.StatusNoContent)
+	if err != nil {
+		var said *transport.Error
+		if up.done == 0 && errors.As(err, &said) {
+			switch said.StatusCode {
+			case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusLengthRequired, http.StatusRequestedRangeNotSatisfiable, http.StatusUnsupportedMediaType, http.StatusNotImplemented:
+				return 0, errWhole
+			}
+		}
+		return wait, err
+	}
+	sent := up.done + n
+	if err := up.stands(resp); err != nil {
+		if resp.Header.Get("Range") != "" {
+			return 0, err
+		}
+		up.done = sent // it need not say
+		if err := up.located(resp); err != nil {
+			return 0, err
+		}
+	}
+	if up.done > sent {
+		return 0, fmt.Errorf("send a piece: the registry has %d bytes of %d that were sent", up.done, sent)
+	}
+	if time.Since(up.told) >= reportEvery {
+		up.told = time.Now()
+		up.progress("push to %s: %d of %d MB of a layer", up.repo.Name(), up.done>>20, up.size>>20)
+	}
+	return 0, nil
+}
+
+// read fills the buffer with the n bytes from done on. A connection may have broken behind a piece that is not
+// there: then the layer is read again from its beginning.
+func (up *upload) read(n int64) error {
+	if int64(cap(up.buf)) < n {
+		up.buf = make([]byte, n)
+	}
+	if up.from == nil || up.fromAt > up.done {
+		if up.from != nil {
+			_ = up.from.Close()
+		}
+		var err error
+		if up.from, err = up.layer.Compressed(); err != nil {
+			return err
+		}
+		up.fromAt = 0
+	}
+	if skip := up.done - up.fromAt; skip > 0 {
+		if _, err := io.CopyN(io.Discard, up.from, skip); err != nil {
+			return err
+		}
+	}
+	if _, err := io.ReadFull(up.from, up.buf[:n]); err != nil {
+		return err
+	}
+	up.fromAt = up.done + n
+	return nil
+}
