@@ -25,6 +25,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/sluice-dev/sluice/pkg/image"
@@ -69,23 +70,25 @@ func runnerFile(t *testing.T) string {
 
 // testRegistry is a real one in this process that counts what it is sent.
 type testRegistry struct {
-	host string
-	mu   sync.Mutex
-	sent []string // digests of blobs
+	host    string
+	handler http.Handler
+	mu      sync.Mutex
+	sent    []string // digests of blobs
 }
 
 func newRegistry(t *testing.T) *testRegistry {
 	t.Helper()
 	r := &testRegistry{}
 	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+	r.handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if d := req.URL.Query().Get("digest"); req.Method == http.MethodPut && d != "" {
 			r.mu.Lock()
 			r.sent = append(r.sent, d)
 			r.mu.Unlock()
 		}
 		inner.ServeHTTP(w, req)
-	}))
+	})
+	s := httptest.NewServer(r.handler)
 	t.Cleanup(s.Close)
 	r.host = strings.TrimPrefix(s.URL, "http://")
 	return r
@@ -98,6 +101,24 @@ func (r *testRegistry) since() []string {
 	out := r.sent
 	r.sent = nil
 	return out
+}
+
+// tags of a repository, which need not exist.
+func (r *testRegistry) tags(t *testing.T, repo string) []string {
+	t.Helper()
+	parsed, err := name.NewRepository(r.host + "/" + repo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tags, err := remote.List(parsed)
+	var said *transport.Error
+	if errors.As(err, &said) && said.StatusCode == http.StatusNotFound {
+		return nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tags
 }
 
 func (r *testRegistry) image(t *testing.T, ref string) v1.Image {

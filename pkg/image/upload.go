@@ -279,8 +279,12 @@ func (up *upload) located(resp *http.Response) error {
 	return nil
 }
 
-// stands takes from an answer how much is there: "Range: 0-LAST".
+// stands takes from an answer how much is there: "Range: 0-LAST", or none for nothing.
 func (up *upload) stands(resp *http.Response) error {
+	if resp.Header.Get("Range") == "" {
+		up.done = 0
+		return up.located(resp)
+	}
 	last, ok := strings.CutPrefix(strings.TrimPrefix(resp.Header.Get("Range"), "bytes="), "0-")
 	n, err := strconv.ParseInt(last, 10, 64)
 	switch {
@@ -316,13 +320,10 @@ func (up *upload) next(ctx context.Context) (time.Duration, error) {
 	}
 	sent := up.done + n
 	if err := up.stands(resp); err != nil {
-		if resp.Header.Get("Range") != "" {
-			return 0, err
-		}
+		return 0, err
+	}
+	if resp.Header.Get("Range") == "" {
 		up.done = sent // it need not say
-		if err := up.located(resp); err != nil {
-			return 0, err
-		}
 	}
 	if up.done > sent {
 		return 0, fmt.Errorf("send a piece: the registry has %d bytes of %d that were sent", up.done, sent)
