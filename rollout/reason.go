@@ -48,6 +48,9 @@ const (
 	ReasonBuildFailed         Reason = "build_failed"
 	ReasonNoBuilder           Reason = "no_builder"
 	ReasonDiskFull            Reason = "disk_full"
+	ReasonModelMissing        Reason = "model_missing"
+	ReasonModelUnreachable    Reason = "model_unreachable"
+	ReasonModelMismatch       Reason = "model_mismatch"
 
 	// Why the strategy moved or waits.
 	ReasonStepComplete  Reason = "step_complete"

@@ -45,6 +45,8 @@ type Parts struct {
 	// Platform of the runner, which the base's must be.
 	Platform v1.Platform
 	Package  project.Result
+	// Models are those that the manifest names by uri, fetched.
+	Models []Model
 	// Environment is the hash of the environment that Base is the image of.
 	Environment string
 	// Source is the address of the repository, Revision its commit; both may be empty.
@@ -56,7 +58,7 @@ type Parts struct {
 // project as soon as its digest is known, several at once. The image can be read for as long as ctx lasts and the
 // project stays as it is. Errors are *rollout.Error values for what cannot be in an image or run in it.
 func Assemble(ctx context.Context, p Parts, ready func(context.Context, v1.Layer) error) (v1.Image, error) {
-	c, err := planContents(ctx, p.Package.Listing, memory{})
+	c, err := planContents(ctx, projectFiles(p.Package.Listing, modelLinks(p.Models)), memory{})
 	if err != nil {
 		return nil, fmt.Errorf("assemble image: %w", err)
 	}
@@ -69,11 +71,24 @@ func assemble(ctx context.Context, p Parts, c *contents, ready func(context.Cont
 	if err != nil {
 		return fail(err)
 	}
-	layers, models, err := c.layers(ctx, ready)
+	layers, sums, err := c.layers(ctx, ready)
 	if err != nil {
 		return fail(err)
 	}
 	labels := map[string]string{labelBaseName: p.Base.Name, labelBaseSum: p.Base.Digest.String()}
+	// Models from elsewhere lie below what is Sluice's and the project's, over which they have no say.
+	var own []addition
+	for _, m := range p.Models {
+		own = append(own, m.layers...)
+		for _, f := range m.Files {
+			sums[m.Name+"/"+m.Version+"/"+f.Path] = f.SHA256
+		}
+	}
+	own = append(append(own, addition{p.Runner, "runner"}), layers...)
+	var models string
+	if len(sums) > 0 {
+		models = SetDigest(sums)
+	}
 	for name, value := range map[string]string{
 		labelModels: models, labelEnvironment: p.Environment, labelSource: p.Source, labelRevision: p.Revision,
 	} {
@@ -81,7 +96,7 @@ func assemble(ctx context.Context, p Parts, c *contents, ready func(context.Cont
 			labels[name] = value
 		}
 	}
-	img, err := stack(p.Base.Image, p.Platform, append([]addition{{p.Runner, "runner"}}, layers...), config, labels)
+	img, err := stack(p.Base.Image, p.Platform, own, config, labels)
 	if err != nil {
 		return fail(err)
 	}

@@ -39,11 +39,56 @@ const (
 	maxBundles = 16
 )
 
-// contents of a project as layers: big files, small model files in bundles, and the rest.
+// file is a file, or a symbolic link, on its way into an image.
+type file struct {
+	// path in the image, without the slash at its beginning.
+	path string
+	// link is the target of a symbolic link.
+	link       string
+	size       int64
+	executable bool
+	// info and open of a file; it is opened while the walk is at it.
+	info fs.FileInfo
+	open func() (io.ReadCloser, error)
+	// model is where a model's file is: NAME/VERSION/PATH, as SetDigest has it; rest belongs to no model.
+	model string
+	rest  bool
+}
+
+// walk gives files in an order that is always the same, those of a directory together; with only not empty, it may leave
+// all others out.
+type walk func(ctx context.Context, only string, fn func(*file) error) error
+
+// projectFiles are those that a project ships, and more behind them.
+func projectFiles(l *project.Listing, more []*file) walk {
+	modelPath := l.ModelPath()
+	return func(ctx context.Context, only string, fn func(*file) error) error {
+		below := ""
+		if only != "" {
+			below = strings.TrimPrefix("/"+only, ProjectDir+"/")
+		}
+		err := l.Contents(ctx, below, func(e *project.Content) error {
+			f := &file{path: strings.TrimPrefix(path.Join(ProjectDir, e.Path), "/"), link: e.Target, size: e.Size, executable: e.Executable, info: e.Info, open: e.Open}
+			if !e.Layout {
+				f.model = modelPath(e.Path)
+			}
+			f.rest = f.model == ""
+			return fn(f)
+		})
+		for _, f := range more {
+			if err != nil || only != "" {
+				break
+			}
+			err = fn(f)
+		}
+		return err
+	}
+}
+
+// contents are files as layers: big files, small model files in bundles, and the rest.
 type contents struct {
-	listing   *project.Listing
-	modelPath func(string) string
-	memory    memory
+	walk   walk
+	memory memory
 	// bigs is how many big files share a layer, bundle how many bytes of small model files.
 	bigs   int
 	bundle int64
@@ -83,36 +128,36 @@ type sorter struct {
 	bundled int64
 }
 
-func (s *sorter) next(e *project.Content) slot {
+func (s *sorter) next(f *file) slot {
 	switch {
-	case e.Type == project.TypeFile && e.Size >= bigFile:
+	case f.size >= bigFile:
 		s.bigs++
 		return slot{slotBig, (s.bigs - 1) / s.c.bigs}
-	case e.Layout || s.c.modelPath(e.Path) == "":
+	case f.rest:
 		return slot{kind: slotRest}
 	}
-	if s.bundled > 0 && s.bundled+e.Size > s.c.bundle {
+	if s.bundled > 0 && s.bundled+f.size > s.c.bundle {
 		s.bundles, s.bundled = s.bundles+1, 0
 	}
-	s.bundled += e.Size
+	s.bundled += f.size
 	return slot{slotBundle, s.bundles}
 }
 
-// planContents looks at what ships; it reads no file.
-func planContents(ctx context.Context, l *project.Listing, m memory) (*contents, error) {
-	c := &contents{listing: l, modelPath: l.ModelPath(), memory: m}
+// planContents looks at what there is; it reads no file.
+func planContents(ctx context.Context, w walk, m memory) (*contents, error) {
+	c := &contents{walk: w, memory: m}
 	var bigs int
 	var small int64
-	if err := l.Contents(ctx, "", func(e *project.Content) error {
+	if err := w(ctx, "", func(f *file) error {
 		switch {
-		case e.Size >= bigFile:
+		case f.size >= bigFile:
 			bigs++
-		case c.modelPath(e.Path) != "":
-			small += e.Size
+		case !f.rest:
+			small += f.size
 		}
 		return nil
 	}); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("plan layers: %w", err)
 	}
 	c.bigs = max(1, (bigs+maxBigLayers-1)/maxBigLayers)
 	c.bundle = max(bundleSize, small/maxBundles+1)
@@ -123,8 +168,8 @@ func planContents(ctx context.Context, l *project.Listing, m memory) (*contents,
 	}
 	at := map[slot]*growing{}
 	s := sorter{c: c}
-	if err := l.Contents(ctx, "", func(e *project.Content) error {
-		slot := s.next(e)
+	if err := w(ctx, "", func(f *file) error {
+		slot := s.next(f)
 		g := at[slot]
 		if g == nil {
 			g = &growing{part: &part{slot: slot}, id: newKeyer()}
@@ -132,11 +177,11 @@ func planContents(ctx context.Context, l *project.Listing, m memory) (*contents,
 			c.parts = append(c.parts, g.part)
 		}
 		g.n++
-		g.only, g.what = e.Path, e.Path
-		g.id.add(e)
+		g.only, g.what = f.path, strings.TrimPrefix("/"+f.path, ProjectDir+"/")
+		g.id.add(f)
 		return nil
 	}); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("plan layers: %w", err)
 	}
 	for _, g := range at {
 		g.key, g.changed = g.id.sum(), g.id.lastChanged()
@@ -161,7 +206,7 @@ type keyer struct {
 
 func newKeyer() *keyer {
 	k := &keyer{h: sha256.New()}
-	k.write(maker(), ProjectDir)
+	k.write(maker())
 	return k
 }
 
@@ -172,10 +217,10 @@ func (k *keyer) write(parts ...string) {
 	}
 }
 
-func (k *keyer) add(e *project.Content) {
-	k.write(e.Path, string(e.Type), e.Target, fmt.Sprint(e.Executable))
-	if e.Info != nil {
-		k.file(e.Info)
+func (k *keyer) add(f *file) {
+	k.write(f.path, f.model, f.link, fmt.Sprint(f.executable))
+	if f.info != nil {
+		k.file(f.info)
 	}
 }
 
@@ -202,11 +247,11 @@ func (k *keyer) lastChanged() time.Time {
 
 func (k *keyer) sum() string { return hex.EncodeToString(k.h.Sum(nil)) }
 
-// layers hashes all parts, several at once, and gives ready each as soon as its digest is known. models is the
-// set digest of the models' files, empty without any.
-func (c *contents) layers(ctx context.Context, ready func(context.Context, v1.Layer) error) (out []addition, models string, err error) {
+// layers hashes all parts, several at once, and gives ready each as soon as its digest is known. sums has the SHA-256 of
+// models' files.
+func (c *contents) layers(ctx context.Context, ready func(context.Context, v1.Layer) error) (out []addition, sums map[string]string, err error) {
 	made := make([]*layer, len(c.parts))
-	sums := make([]map[string]string, len(c.parts))
+	found := make([]map[string]string, len(c.parts))
 	g, hashing := errgroup.WithContext(ctx)
 	turn := make(chan struct{}, runtime.GOMAXPROCS(0))
 	for i, p := range c.parts {
@@ -222,7 +267,7 @@ func (c *contents) layers(ctx context.Context, ready func(context.Context, v1.La
 				return err
 			}
 			l.write = func(w io.Writer) error { return c.write(ctx, w, p, nil) } // from now on
-			made[i], sums[i] = l, s
+			made[i], found[i] = l, s
 			if ready == nil {
 				return nil
 			}
@@ -230,17 +275,14 @@ func (c *contents) layers(ctx context.Context, ready func(context.Context, v1.La
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
-	all := map[string]string{}
+	sums = map[string]string{}
 	for i, p := range c.parts {
 		out = append(out, addition{made[i], p.what})
-		maps.Copy(all, sums[i])
+		maps.Copy(sums, found[i])
 	}
-	if len(all) > 0 {
-		models = SetDigest(all)
-	}
-	return out, models, nil
+	return out, sums, nil
 }
 
 // forget what was remembered of all parts.
@@ -277,44 +319,44 @@ func (c *contents) layer(ctx context.Context, p *part) (*layer, map[string]strin
 // write a part's tar. It notes the SHA-256 of model files in sums, unless that is nil.
 func (c *contents) write(ctx context.Context, w io.Writer, p *part, sums map[string]string) error {
 	t, s, key := newTree(w), sorter{c: c}, newKeyer()
-	err := c.listing.Contents(ctx, p.only, func(e *project.Content) error {
-		if p.only != "" && e.Path != p.only || p.only == "" && s.next(e) != p.slot {
+	err := c.walk(ctx, p.only, func(f *file) error {
+		if p.only != "" && f.path != p.only || p.only == "" && s.next(f) != p.slot {
 			return nil
 		}
-		key.add(e)
-		return addContent(t, e, c.modelPath(e.Path), sums)
+		key.add(f)
+		return f.write(t, sums)
 	})
 	if err != nil {
 		return err
 	}
 	if key.sum() != p.key {
-		return refuse(rollout.ReasonUnsafeFile, "", "run it again when nothing writes to the project", "the project changed while it was read")
+		return refuse(rollout.ReasonUnsafeFile, "", "run it again when nothing writes to it", "the files changed while they were read")
 	}
 	return t.close()
 }
 
-func addContent(t *tree, e *project.Content, modelPath string, sums map[string]string) error {
-	h := &tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(path.Join(ProjectDir, e.Path), "/"), Size: e.Size, Mode: 0o644}
-	if e.Type == project.TypeLink {
-		h.Typeflag, h.Linkname, h.Size = tar.TypeSymlink, e.Target, 0
+func (f *file) write(t *tree, sums map[string]string) error {
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: f.path, Size: f.size, Mode: 0o644}
+	if f.info == nil {
+		h.Typeflag, h.Linkname, h.Size = tar.TypeSymlink, f.link, 0
 		return t.add(h, nil)
 	}
-	if e.Executable {
+	if f.executable {
 		h.Mode = 0o755
 	}
-	f, err := e.Open()
+	r, err := f.open()
 	if err != nil {
 		return err
 	}
-	defer func() { _ = f.Close() }()
-	if sums == nil || modelPath == "" {
-		return t.add(h, f)
+	defer func() { _ = r.Close() }()
+	if sums == nil || f.model == "" {
+		return t.add(h, r)
 	}
 	sum := sha256.New()
-	if err := t.add(h, io.TeeReader(f, sum)); err != nil {
+	if err := t.add(h, io.TeeReader(r, sum)); err != nil {
 		return err
 	}
-	sums[modelPath] = hex.EncodeToString(sum.Sum(nil))
+	sums[f.model] = hex.EncodeToString(sum.Sum(nil))
 	return nil
 }
 
@@ -378,9 +420,9 @@ func shrinks(write func(io.Writer) error) (bool, error) {
 	return out.n*5 <= int64(len(sample))*4, nil
 }
 
-// archiveDigest is the SHA-256 of the archive that project.Package would write. It reads all of the project,
-// unless nothing has changed since it last did.
-func (c *contents) archiveDigest(ctx context.Context) (string, error) {
+// archiveDigest is the SHA-256 of the archive that project.Package would write of l, of which c are the layers. It reads all of
+// the project, unless nothing has changed since it last did.
+func (c *contents) archiveDigest(ctx context.Context, l *project.Listing) (string, error) {
 	key, changed := newKeyer(), time.Time{}
 	key.write("archive")
 	for _, p := range c.parts {
@@ -394,7 +436,7 @@ func (c *contents) archiveDigest(ctx context.Context) (string, error) {
 	if r, ok := c.memory.get(key.sum()); ok {
 		return r.Digest.String(), nil
 	}
-	a, err := project.Write(ctx, io.Discard, c.listing)
+	a, err := project.Write(ctx, io.Discard, l)
 	if err != nil {
 		return "", err
 	}

@@ -199,18 +199,7 @@ func fileLayer(file, target string, executable bool, m memory) (*layer, error) {
 	if executable {
 		mode = 0o755
 	}
-	write := func(w io.Writer) error {
-		f, err := os.Open(file)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = f.Close() }()
-		t := newTree(w)
-		if err := t.add(&tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(target, "/"), Size: info.Size(), Mode: mode}, f); err != nil {
-			return err
-		}
-		return t.close()
-	}
+	write := func(w io.Writer) error { return writeFile(w, file, target, mode) }
 	k := newKeyer()
 	k.write(target, fmt.Sprint(executable))
 	k.file(info)
@@ -229,4 +218,22 @@ func (m memory) layer(k *keyer, compress bool, write func(io.Writer) error) (*la
 	}
 	m.put(key, k.lastChanged(), remembered{Digest: l.digest, DiffID: l.diffID, Size: l.size, Compressed: compress})
 	return l, nil
+}
+
+// writeFile writes the tar of a layer that has one file, as target.
+func writeFile(w io.Writer, file, target string, mode int64) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	t := newTree(w)
+	if err := t.add(&tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(target, "/"), Size: info.Size(), Mode: mode}, f); err != nil {
+		return err
+	}
+	return t.close()
 }

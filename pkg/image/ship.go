@@ -3,7 +3,6 @@ package image
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -39,7 +38,7 @@ type Shipper struct {
 	// Source stands over what is found beside the project; SourceURL is the repository's address.
 	Source    project.Source
 	SourceURL string
-	// TempDir holds a build's context; default the system's.
+	// TempDir holds a build's context, and models that are fetched by https://; default the system's.
 	TempDir string
 	// CacheDir keeps what was hashed, so that files are read again only once they have changed; empty keeps nothing.
 	CacheDir string
@@ -58,13 +57,18 @@ func (s Shipper) Ship(ctx context.Context, dir string) (out deploy.Shipment, err
 		return deploy.Shipment{}, err
 	}
 	memory := memory{dir: s.CacheDir}
-	c, err := planContents(ctx, pack.Listing, memory)
+	models, clean, err := s.fetchModels(ctx, pack.Manifest, memory, s.TempDir)
 	if err != nil {
-		return deploy.Shipment{}, fmt.Errorf("plan layers: %w", err)
+		return deploy.Shipment{}, err
+	}
+	defer clean()
+	c, err := planContents(ctx, projectFiles(pack.Listing, modelLinks(models)), memory)
+	if err != nil {
+		return deploy.Shipment{}, err
 	}
 	pack.Size = pack.Listing.Bytes
 	if deploy.SourceOf(pack, s.Source).NamedByArchive() {
-		if pack.Digest, err = c.archiveDigest(ctx); err != nil {
+		if pack.Digest, err = c.archiveDigest(ctx, pack.Listing); err != nil {
 			return deploy.Shipment{}, err
 		}
 	}
@@ -83,7 +87,7 @@ func (s Shipper) Ship(ctx context.Context, dir string) (out deploy.Shipment, err
 	if err != nil {
 		return deploy.Shipment{}, err
 	}
-	parts := Parts{Package: pack, Source: s.SourceURL, Revision: out.Source.Commit}
+	parts := Parts{Package: pack, Models: models, Source: s.SourceURL, Revision: out.Source.Commit}
 	if err := s.underlay(ctx, dir, &parts, memory); err != nil {
 		return deploy.Shipment{}, err
 	}
@@ -92,9 +96,20 @@ func (s Shipper) Ship(ctx context.Context, dir string) (out deploy.Shipment, err
 			c.forget() // a digest that was remembered may be what is wrong
 		}
 	}()
-	img, err := assemble(ctx, parts, c, s.uploads(repo).send)
+	up := s.uploads(repo)
+	img, err := assemble(ctx, parts, c, up.send)
 	if err != nil {
 		return deploy.Shipment{}, err
+	}
+	for _, m := range models {
+		if m.registry == repo.Registry {
+			continue // its layers are mounted
+		}
+		for _, l := range m.layers {
+			if err := up.send(ctx, l.layer); err != nil {
+				return deploy.Shipment{}, err
+			}
+		}
 	}
 	if size, err := Size(img); err == nil {
 		s.progress("assembled for %s on %s: %d MB", parts.Platform.String(), parts.Base.Name, size>>20)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"path"
 	"regexp"
 	"slices"
@@ -78,7 +79,7 @@ func (m *Manifest) check() []*rollout.Error {
 	if m.Strategy != nil {
 		c.errs = append(c.errs, rollout.ValidateStrategy("strategy", *m.Strategy)...)
 	}
-	return append(c.errs, m.unsupportedFields()...)
+	return c.errs
 }
 
 func (c *checker) reserved(field, name string) {
@@ -145,14 +146,52 @@ func (m *Manifest) checkModels(c *checker) {
 		}
 		switch {
 		case model.Path == "" && model.URI == "":
-			c.add(f+".path", "name the model's file or directory in the project", "is missing")
+			c.add(f+".path", "name the model's file or directory in the project, or give a uri", "is missing")
 		case model.Path != "" && model.URI != "":
 			c.add(f+".path", "keep one of them", "a model has a path or a uri, not both")
+		case model.URI != "":
+			c.modelURI(f, model)
+		case model.SHA256 != "":
+			c.add(f+".sha256", "remove it; the image's digest covers the project's files", "is for a uri of https://")
 		case model.Path != "":
 			if cleaned, ok := c.localPath(f+".path", model.Path); ok && cleaned == "." {
 				c.add(f+".path", "keep the model in a file or directory of its own", "the whole project cannot be a model")
 			}
 		}
+	}
+}
+
+var sha256Pattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// modelURI checks where a model is to be fetched from. No error quotes the address: it may be a signed one.
+func (c *checker) modelURI(f string, m Model) {
+	const forms = "write oci://REGISTRY/NAME:TAG for what `sluice model push` pushed, or https://HOST/FILE with sha256"
+	u, err := url.Parse(m.URI)
+	if err != nil || u.Host == "" {
+		c.add(f+".uri", forms, "is no address")
+		return
+	}
+	if u.User != nil {
+		c.add(f+".uri", "take the credentials out; a registry's are read from where `docker login` keeps them", "has credentials in it")
+		return
+	}
+	switch u.Scheme {
+	case SchemeOCI:
+		if m.SHA256 != "" {
+			c.add(f+".sha256", "remove it, and write the uri as oci://REGISTRY/NAME@sha256:… to fix the content", "is for a uri of https://")
+		}
+		if u.RawQuery != "" || u.Fragment != "" || strings.Trim(u.Path, "/") == "" {
+			c.add(f+".uri", forms, "names no model in a registry")
+		}
+	case "https":
+		if base := path.Base(u.Path); base == "." || base == "/" || strings.HasSuffix(u.Path, "/") {
+			c.add(f+".uri", forms, "names no file")
+		}
+		if !sha256Pattern.MatchString(m.SHA256) {
+			c.add(f+".sha256", "give the file's SHA-256 in 64 lower-case hexadecimal digits, as `sha256sum` prints it", "is missing or no SHA-256")
+		}
+	default:
+		c.add(f+".uri", forms, "%s:// is not supported", u.Scheme)
 	}
 }
 

@@ -59,46 +59,58 @@ func (l *Listing) Contents(ctx context.Context, below string, fn func(*Content) 
 	return l.walkTree(ctx, t, walkOptions{only: below}, each)
 }
 
-// unchangedFile reads a file that must stay as it was when a walk saw it.
+// open opens a file that a walk is at.
+func (l *Listing) open(it *item) (io.ReadCloser, error) {
+	return openUnchanged(it.dir, baseName(it.Path), it.Path, it.info, "make it readable, or keep it out with "+l.rules)
+}
+
+// OpenUnchanged opens a file below root that must stay as it was when info was taken: else reading, or
+// opening, ends with a *rollout.Error of reason unsafe_file.
+func OpenUnchanged(root *os.Root, path string, info fs.FileInfo) (io.ReadCloser, error) {
+	return openUnchanged(root, path, path, info, "make it readable")
+}
+
+// unchangedFile reads a file that must stay as it was.
 type unchangedFile struct {
 	f    *os.File
-	it   *item
+	path string
+	was  fs.FileInfo
 	left int64
 }
 
-// open opens a file that a walk is at.
-func (l *Listing) open(it *item) (*unchangedFile, error) {
-	f, err := openFile(it.dir, baseName(it.Path))
+// openUnchanged opens a file of root by name; path and hint are for messages.
+func openUnchanged(root *os.Root, name, path string, info fs.FileInfo, hint string) (io.ReadCloser, error) {
+	u := &unchangedFile{path: path, was: info, left: info.Size()}
+	var err error
+	u.f, err = openFile(root, name)
 	if isMissing(err) {
-		return nil, changedFile(it)
+		return nil, u.changed()
 	}
 	if err != nil {
-		return nil, refuse(rollout.ReasonUnsafeFile, "", "make it readable, or keep it out with "+l.rules, "%s cannot be read: %v", printable(it.Path), cause(err))
+		return nil, refuse(rollout.ReasonUnsafeFile, "", hint, "%s cannot be read: %v", printable(path), cause(err))
 	}
-	u := &unchangedFile{f: f, it: it, left: it.Size}
 	if err := u.check(); err != nil {
-		_ = f.Close()
+		_ = u.f.Close()
 		return nil, err
 	}
-	if it.Size > pieceSize {
-		adviseSequential(f)
+	if info.Size() > pieceSize {
+		adviseSequential(u.f)
 	}
 	return u, nil
 }
 
-func changedFile(it *item) error {
-	return refuse(rollout.ReasonUnsafeFile, "", "run it again when nothing writes to the project", "%s changed while it was read", printable(it.Path))
+func (u *unchangedFile) changed() error {
+	return refuse(rollout.ReasonUnsafeFile, "", "run it again when nothing writes to it", "%s changed while it was read", printable(u.path))
 }
 
-// check that it is the file that the walk saw, with its size and time: a file may also change without growing.
+// check that it is the file that info was taken of, with its size and time: a file may also change without growing.
 func (u *unchangedFile) check() error {
 	now, err := u.f.Stat()
 	if err != nil {
-		return fmt.Errorf("look at %s: %w", printable(u.it.Path), err)
+		return fmt.Errorf("look at %s: %w", printable(u.path), err)
 	}
-	was := u.it.info
-	if !now.Mode().IsRegular() || !os.SameFile(now, was) || now.Size() != was.Size() || !now.ModTime().Equal(was.ModTime()) {
-		return changedFile(u.it)
+	if !now.Mode().IsRegular() || !os.SameFile(now, u.was) || now.Size() != u.was.Size() || !now.ModTime().Equal(u.was.ModTime()) {
+		return u.changed()
 	}
 	return nil
 }
@@ -112,9 +124,9 @@ func (u *unchangedFile) Read(p []byte) (int, error) {
 	u.left -= int64(n)
 	switch {
 	case errors.Is(err, io.EOF):
-		return 0, changedFile(u.it)
+		return 0, u.changed()
 	case err != nil:
-		return n, fmt.Errorf("read %s: %w", printable(u.it.Path), cause(err))
+		return n, fmt.Errorf("read %s: %w", printable(u.path), cause(err))
 	case u.left == 0:
 		if err := u.check(); err != nil {
 			return 0, err

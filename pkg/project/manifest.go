@@ -52,10 +52,14 @@ type Model struct {
 	Version string `json:"version"`
 	// Path of the file or directory, relative to the project's root.
 	Path string `json:"path,omitempty"`
-	// URI and SHA256 name model files elsewhere; not supported yet.
+	// URI names a model elsewhere, instead of Path: oci://REGISTRY/NAME:TAG (or @sha256:…), as `sluice model push`
+	// pushes them, or https://HOST/FILE, a single file, with its SHA256.
 	URI    string `json:"uri,omitempty"`
 	SHA256 string `json:"sha256,omitempty"`
 }
+
+// SchemeOCI is that of models in registries.
+const SchemeOCI = "oci"
 
 // Environment is what the project needs around its code. Only BaseImage and Variables
 // are supported yet.

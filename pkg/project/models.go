@@ -12,8 +12,9 @@ import (
 // layoutDir is where an archive has the layout of its models.
 const layoutDir = reservedDir + "/models"
 
-// layoutPath is a model's directory in the layout.
-func layoutPath(m Model) string { return path.Join(layoutDir, m.Name, m.Version) }
+// LayoutPath is a model's directory in the layout, from the project's root and with slashes. That of a model from
+// elsewhere has nothing in it until whoever fetches the model puts its files, or links to them, there.
+func LayoutPath(m Model) string { return path.Join(layoutDir, m.Name, m.Version) }
 
 // ModelDir is the directory that AZUREML_MODEL_DIR must name for the project of m
 // that was extracted to root, empty if m names no models. Of one model it is the
@@ -21,7 +22,8 @@ func layoutPath(m Model) string { return path.Join(layoutDir, m.Name, m.Version)
 // several, a folder with <name>/<version>/ for each. The latter two are real
 // directories in the archive, under .sluice/models, with a relative link to each of
 // the project's files, which stay where they are as well: so scripts that walk the
-// directory find everything, and a model's bytes ship once.
+// directory find everything, and a model's bytes ship once. A model from elsewhere has
+// its place there, too.
 //
 // A Listing knows the same without extracting.
 func (m *Manifest) ModelDir(root string) (string, error) {
@@ -32,6 +34,9 @@ func (m *Manifest) ModelDir(root string) (string, error) {
 	default:
 		return filepath.Join(root, filepath.FromSlash(layoutDir)), nil
 	}
+	if m.Models[0].Path == "" {
+		return filepath.Join(root, filepath.FromSlash(LayoutPath(m.Models[0]))), nil
+	}
 	p := filepath.Join(root, filepath.FromSlash(m.Models[0].Path))
 	info, err := os.Stat(p)
 	if err != nil {
@@ -40,18 +45,18 @@ func (m *Manifest) ModelDir(root string) (string, error) {
 	if info.IsDir() {
 		return p, nil
 	}
-	return filepath.Join(root, filepath.FromSlash(layoutPath(m.Models[0]))), nil
+	return filepath.Join(root, filepath.FromSlash(LayoutPath(m.Models[0]))), nil
 }
 
 // walkLayout gives the links that lay out the models, which an archive has after the
 // project's own files.
 func (l *Listing) walkLayout(ctx context.Context, t *tree, fn func(*item) error) error {
-	if len(l.models) == 0 || len(l.models) == 1 && !l.models[0].isFile {
+	if len(l.models) == 0 || len(l.manifest.Models) == 1 && !l.models[0].isFile {
 		return nil
 	}
 	for i := range l.models {
 		m := &l.models[i]
-		at := layoutPath(m.model)
+		at := LayoutPath(m.model)
 		because := &Rule{Built: fmt.Sprintf("models[%d] %s", m.index, m.model.Name)}
 		err := l.walkTree(ctx, t, walkOptions{only: m.place}, func(it *item) error {
 			if it.Action != Ship || !within(it.Path, m.place) {

@@ -231,6 +231,9 @@ func (l *Listing) prepare(t *tree) error {
 		}
 	}
 	for i, model := range m.Models {
+		if model.Path == "" {
+			continue // it comes from elsewhere
+		}
 		field := fmt.Sprintf("models[%d].path", i)
 		r, err := force(model.Path, &Rule{Built: fmt.Sprintf("models[%d] %s", i, model.Name)})
 		if err != nil {
@@ -256,11 +259,11 @@ func (l *Listing) prepare(t *tree) error {
 		return strings.Compare(a.model.Name+"\x00"+a.model.Version, b.model.Name+"\x00"+b.model.Version)
 	})
 	switch {
-	case len(l.models) == 0:
-	case len(l.models) > 1:
+	case len(m.Models) == 0:
+	case len(m.Models) > 1:
 		l.ModelDir = layoutDir
-	case l.models[0].isFile:
-		l.ModelDir = layoutPath(l.models[0].model)
+	case len(l.models) == 0 || l.models[0].isFile:
+		l.ModelDir = LayoutPath(m.Models[0])
 	default:
 		l.ModelDir = l.models[0].path
 	}

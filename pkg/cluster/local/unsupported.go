@@ -2,6 +2,7 @@ package local
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -27,6 +28,11 @@ func CheckProject(m *project.Manifest) []*rollout.Error {
 	} {
 		if f.set {
 			errs = append(errs, notHere(f.field, f.what, own))
+		}
+	}
+	for i, model := range m.Models {
+		if model.URI != "" {
+			errs = append(errs, notHere(fmt.Sprintf("models[%d].uri", i), "fetching models", "give the model's path in the project, or deploy to Kubernetes"))
 		}
 	}
 	return errs

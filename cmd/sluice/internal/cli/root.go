@@ -318,7 +318,7 @@ func exitCode(err error) int {
 	case rollout.ReasonReadyTimeout:
 		return exitNotReady
 	case rollout.ReasonInternal, rollout.ReasonInitFailed, rollout.ReasonCrashed, rollout.ReasonImageMissing, rollout.ReasonProbeFailed, rollout.ReasonSmokeFailed,
-		rollout.ReasonInterrupted, rollout.ReasonRegistryUnreachable, rollout.ReasonBuildFailed, rollout.ReasonNoBuilder, rollout.ReasonDiskFull:
+		rollout.ReasonInterrupted, rollout.ReasonRegistryUnreachable, rollout.ReasonBuildFailed, rollout.ReasonNoBuilder, rollout.ReasonDiskFull, rollout.ReasonModelUnreachable:
 		return exitFailed
 	default:
 		return exitRefused

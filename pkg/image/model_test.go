@@ -1,0 +1,286 @@
+package image_test
+
+import (
+	"bytes"
+	"crypto/tls"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// modelProject is a project whose models are those of text.
+func modelProject(t *testing.T, models string, more ...string) string {
+	t.Helper()
+	return write(t, t.TempDir(), append([]string{"sluice.yaml", `apiVersion: sluice.dev/v1alpha1
+kind: Project
+endpoint: fraud
+models: [` + models + `]
+scoring: {entryScript: score.py}
+`, "score.py", "pass"}, more...)...)
+}
+
+// unpack gives the paths of an image's own layers, above the base's, and what is there, the upper layers over the lower ones.
+func unpack(t *testing.T, img v1.Image) map[string]entry {
+	t.Helper()
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]entry{}
+	for _, l := range layers[1:] {
+		for name, e := range entries(t, l) {
+			out[name] = e
+		}
+	}
+	return out
+}
+
+// TestModelsOfRegistries: pushed once, they are in images of any registry, under the name that the project gives them.
+func TestModelsOfRegistries(t *testing.T) {
+	r, other := newRegistry(t), newRegistry(t)
+	s := r.shipper(t)
+	dir := write(t, t.TempDir(), "config.json", `{"a": 1}`, "deep/tokens.txt", "a b c", "run.sh", "true")
+	weights(t, filepath.Join(dir, "weights.safetensors"), 65*mib, 1)
+	if err := os.Chmod(filepath.Join(dir, "run.sh"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []*testRegistry{r, other} {
+		pushed, err := s.PushModel(t.Context(), dir, to.host+"/library/fraud:3", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pushed.Known || pushed.Files != 4 || !strings.HasPrefix(pushed.Ref, to.host+"/library/fraud@sha256:") || to.tags(t, "library/fraud")[0] != "3" {
+			t.Errorf("pushed %+v", pushed)
+		}
+		if again, err := s.PushModel(t.Context(), dir, to.host+"/library/fraud:3", t.TempDir()); err != nil || !again.Known || again.Ref != pushed.Ref {
+			t.Errorf("again: %+v, %v", again, err)
+		}
+		to.since()
+	}
+	var images []string
+	for _, from := range []*testRegistry{r, other} {
+		out := ship(t, s, modelProject(t, `{name: scorer, version: "7", uri: "oci://`+from.host+`/library/fraud:3"}`))
+		images = append(images, strings.Split(out.Image, "@")[1])
+		got := unpack(t, r.image(t, out.Image))
+		base := "var/azureml-app/.sluice/models/scorer/7/"
+		for name, text := range map[string]string{"config.json": `{"a": 1}`, "deep/tokens.txt": "a b c", "run.sh": "true"} {
+			link := got[base+name]
+			if link.typ != '2' || !strings.HasPrefix(link.to, "/sluice/models/") || got[link.to[1:]].text != text {
+				t.Errorf("%s leads to %+v, where %+v is", name, link, got[strings.TrimPrefix(link.to, "/")])
+			}
+			if name == "run.sh" && got[link.to[1:]].mode != 0o755 {
+				t.Errorf("run.sh has the mode %o", got[link.to[1:]].mode)
+			}
+		}
+		config, err := r.image(t, out.Image).ConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := "AZUREML_MODEL_DIR=/var/azureml-app/.sluice/models/scorer/7"; !strings.Contains(strings.Join(config.Config.Env, " "), want) {
+			t.Errorf("variables %q, want %s", config.Config.Env, want)
+		}
+		// The digest of the set is that of the same files in the project.
+		in := write(t, t.TempDir(), "m/config.json", `{"a": 1}`, "m/deep/tokens.txt", "a b c", "m/run.sh", "true", "score.py", "pass", "sluice.yaml", `apiVersion: sluice.dev/v1alpha1
+kind: Project
+endpoint: fraud
+models: [{name: scorer, version: "7", path: m}]
+scoring: {entryScript: score.py}
+`)
+		weights(t, filepath.Join(in, "m/weights.safetensors"), 65*mib, 1)
+		same, err := r.image(t, ship(t, s, in).Image).ConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a, b := config.Config.Labels["dev.sluice.models"], same.Config.Labels["dev.sluice.models"]; a != b || a == "" {
+			t.Errorf("the models' digests differ: %s and %s", a, b)
+		}
+	}
+	// Only where the uri points to differs, in the project's manifest.
+	if images[0] == images[1] {
+		t.Error("images of different manifests are the same")
+	}
+}
+
+// TestModelsAreMounted: where the registry is the same, no byte of a model passes here.
+func TestModelsAreMounted(t *testing.T) {
+	var sentBytes, readBytes atomic.Int64
+	r := newRegistry(t)
+	counting := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if from := req.URL.Query().Get("mount"); from != "" && req.Method == http.MethodPost {
+			w.Header().Set("Location", "/v2/x/blobs/"+from) // this registry has one store for all repositories
+			w.WriteHeader(http.StatusCreated)
+			return
+		}
+		if req.Method == http.MethodPatch || req.Method == http.MethodPut {
+			sentBytes.Add(max(req.ContentLength, 0))
+		}
+		// The registry's one store would answer for every repository.
+		if req.Method == http.MethodHead && strings.Contains(req.URL.Path, "/models/fraud/blobs/") {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		r.handler.ServeHTTP(countBytes{w, &readBytes}, req)
+	}))
+	defer counting.Close()
+	s := r.shipper(t)
+	host := strings.TrimPrefix(counting.URL, "http://")
+	dir := t.TempDir()
+	weights(t, filepath.Join(dir, "w.bin"), 70*mib, 1)
+	if _, err := s.PushModel(t.Context(), dir, host+"/library/fraud:3", ""); err != nil {
+		t.Fatal(err)
+	}
+	s.Registry = host + "/models"
+	sentBytes.Store(0)
+	readBytes.Store(0)
+	ship(t, s, modelProject(t, `{name: a, version: "1", uri: "oci://`+host+`/library/fraud:3"}`))
+	if s, r := sentBytes.Load(), readBytes.Load(); s > 20*mib || r > mib {
+		t.Errorf("%d bytes were sent and %d read for a model that is there", s, r)
+	}
+}
+
+type countBytes struct {
+	http.ResponseWriter
+	n *atomic.Int64
+}
+
+func (c countBytes) Write(p []byte) (int, error) {
+	c.n.Add(int64(len(p)))
+	return c.ResponseWriter.Write(p)
+}
+
+func TestModelsThatAreNone(t *testing.T) {
+	r := newRegistry(t)
+	s := r.shipper(t)
+	base := r.base(t)
+	for uri, want := range map[string]rollout.Reason{
+		"oci://" + base:                        rollout.ReasonModelMissing, // an index
+		"oci://" + r.host + "/base:arm":        rollout.ReasonModelMissing, // an image
+		"oci://" + r.host + "/nothing:1":       rollout.ReasonModelMissing,
+		"oci://127.0.0.1:1/library/fraud:3":    rollout.ReasonRegistryUnreachable,
+		"oci://" + r.host + "/library/FRAUD:3": rollout.ReasonInvalid,
+	} {
+		_, err := s.Ship(t.Context(), modelProject(t, `{name: a, version: "1", uri: "`+uri+`"}`))
+		if rollout.ReasonOf(err) != want || !strings.Contains(err.Error(), "models[0].uri") {
+			t.Errorf("%s: %v, want %s", uri, err, want)
+		}
+	}
+	if tags := r.tags(t, "models/fraud"); len(tags) > 0 {
+		t.Errorf("tags %q", tags)
+	}
+	// What cannot be pushed as a model.
+	link := write(t, t.TempDir(), "a", "b")
+	if err := os.Symlink("a", filepath.Join(link, "l")); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		dir, ref string
+		want     rollout.Reason
+		says     string
+	}{
+		"a link":      {link, r.host + "/m:1", rollout.ReasonUnsafeFile, "l is no regular file"},
+		"nothing":     {t.TempDir(), r.host + "/m:1", rollout.ReasonInvalid, "holds no files"},
+		"not there":   {filepath.Join(link, "x"), r.host + "/m:1", rollout.ReasonInvalid, "cannot be read"},
+		"no tag":      {link, r.host + "/m", rollout.ReasonInvalid, "does not name where to push to"},
+		"unreachable": {filepath.Join(link, "a"), "127.0.0.1:1/m:1", rollout.ReasonRegistryUnreachable, "127.0.0.1:1"},
+	} {
+		_, err := s.PushModel(t.Context(), c.dir, c.ref, "")
+		if rollout.ReasonOf(err) != c.want || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, want %s and %q", name, err, c.want, c.says)
+		}
+	}
+}
+
+// files serves a file over TLS, which the default transport trusts until the test ends.
+func files(t *testing.T, h http.HandlerFunc) string {
+	t.Helper()
+	server := httptest.NewTLSServer(h)
+	t.Cleanup(server.Close)
+	transport := http.DefaultTransport.(*http.Transport)
+	was := transport.TLSClientConfig
+	trusted := server.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	transport.TLSClientConfig = &tls.Config{RootCAs: trusted.RootCAs, MinVersion: tls.VersionTLS12}
+	t.Cleanup(func() { transport.TLSClientConfig = was })
+	return server.URL
+}
+
+// TestModelsOfServers: fetched once, whole whatever breaks on the way, and only what was meant.
+func TestModelsOfServers(t *testing.T) {
+	var content bytes.Buffer
+	dir := t.TempDir()
+	weights(t, filepath.Join(dir, "w"), 9*mib, 1)
+	data, err := os.ReadFile(filepath.Join(dir, "w"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	content.Write(data)
+	var gets, broken atomic.Int64
+	url := files(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/a/weights.bin":
+			gets.Add(1)
+			w.Header().Set("ETag", `"1"`)
+			if broken.Add(-1) >= 0 {
+				w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+				_, _ = w.Write(data[:4*mib])
+				panic(http.ErrAbortHandler)
+			}
+			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+		case "/busy":
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case "/denied":
+			w.WriteHeader(http.StatusForbidden)
+		case "/plain":
+			http.Redirect(w, r, "http://127.0.0.1:1/x", http.StatusFound)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+	r := newRegistry(t)
+	s := r.shipper(t)
+	s.CacheDir = t.TempDir()
+	good := sum(content.String())
+	broken.Store(1)
+	dirOf := func() string {
+		return modelProject(t, `{name: a, version: "1", uri: "`+url+`/a/weights.bin?sig=s3cret", sha256: `+good+`}, {name: b, version: "2", path: b.txt}`, "b.txt", "b")
+	}
+	out := ship(t, s, dirOf())
+	got := unpack(t, r.image(t, out.Image))
+	link := got["var/azureml-app/.sluice/models/a/1/weights.bin"]
+	if link.typ != '2' || got[link.to[1:]].typ != '0' || got["var/azureml-app/.sluice/models/b/2/b.txt"].to != "../../../../b.txt" {
+		t.Errorf("%+v leads to %+v", link, got[strings.TrimPrefix(link.to, "/")])
+	}
+	if gets.Load() != 2 {
+		t.Errorf("fetched in %d requests, want one that broke and one for the rest", gets.Load())
+	}
+	// Once it is known and in the registry nothing is fetched.
+	if again := ship(t, s, dirOf()); again.Image != out.Image || !again.Known || gets.Load() != 2 {
+		t.Errorf("again: %+v, %d requests", again, gets.Load())
+	}
+	for path, c := range map[string]struct {
+		sum  string
+		want rollout.Reason
+	}{
+		"/a/weights.bin": {strings.Repeat("0a", 32), rollout.ReasonModelMismatch},
+		"/nothing":       {good, rollout.ReasonModelMissing},
+		"/denied":        {good, rollout.ReasonModelUnreachable},
+		"/plain":         {good, rollout.ReasonModelUnreachable},
+	} {
+		_, err := s.Ship(t.Context(), modelProject(t, `{name: a, version: "1", uri: "`+url+path+`?sig=s3cret", sha256: `+c.sum+`}`))
+		if rollout.ReasonOf(err) != c.want || !strings.Contains(err.Error(), "models[0].") || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s: %v, want %s", path, err, c.want)
+		}
+		if left, err := os.ReadDir(s.TempDir); err != nil || len(left) > 0 {
+			t.Errorf("%s: %d files are left (%v)", path, len(left), err)
+		}
+	}
+}
