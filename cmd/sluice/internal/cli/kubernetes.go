@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/cluster/kube"
@@ -43,12 +41,8 @@ func (a *app) openKubernetes(ctx context.Context) (*system, error) {
 		Store: store, Keys: k.Keys(), Logs: podLogs{a},
 		Shipper: func(src project.Source, progress deploy.Progress) deploy.Shipper {
 			f := &a.images
-			cache, err := os.UserCacheDir()
-			if err == nil {
-				cache = filepath.Join(cache, "sluice", "layers")
-			}
 			return image.Shipper{
-				CacheDir: cache, // without a home nothing is kept
+				CacheDir: layersDir(),
 				Client:   image.Client{Insecure: f.insecure, Progress: progress},
 				Registry: f.registry, PullRegistry: f.pullRegistry, BaseImage: f.baseImage, RunnerImage: f.runnerImage, Platform: f.platform, Source: src,
 				GlobalRegistry: f.globalRegistry, Rebuild: f.rebuild, Builder: build.Builder{Progress: progress},

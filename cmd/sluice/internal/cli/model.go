@@ -1,0 +1,78 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sluice-dev/sluice/pkg/image"
+	"github.com/sluice-dev/sluice/pkg/project"
+)
+
+func (a *app) modelCmd() *cobra.Command {
+	c := &cobra.Command{
+		Use: "model", Short: "Keep models in a registry",
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return misuse("", fmt.Sprintf("see `%s --help`", c.CommandPath()), "unknown command %q for %q", args[0], c.CommandPath())
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(a.modelPushCmd())
+	return c
+}
+
+func (a *app) modelPushCmd() *cobra.Command {
+	var insecure []string
+	c := &cobra.Command{
+		Use:   "push PATH oci://REGISTRY/NAME:TAG",
+		Short: "Push a model's file or directory to a registry",
+		Long: `Push a model's file or directory to a registry, for manifests to name it by uri. Large files
+are sent in pieces, and only if the registry does not have them. Versions whose images go to
+the same registry take the model from there without it passing through the machine that deploys.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			ref, ok := strings.CutPrefix(args[1], project.SchemeOCI+"://")
+			if !ok {
+				return misuse("", "write oci://REGISTRY/NAME:TAG", "%q does not begin with oci://", args[1])
+			}
+			return a.modelPush(c.Context(), args[0], ref, insecure)
+		},
+	}
+	c.Flags().StringSliceVar(&insecure, "insecure-registry", nil, "HOST[:PORT] that may be spoken to in plain HTTP")
+	return c
+}
+
+func (a *app) modelPush(ctx context.Context, path, ref string, insecure []string) error {
+	client := image.Client{Insecure: insecure, Progress: func(format string, args ...any) { _, _ = fmt.Fprintf(a.io.Err, format+"\n", args...) }}
+	pushed, err := client.PushModel(ctx, path, ref, layersDir())
+	if err != nil {
+		return err
+	}
+	return a.print(pushed, func(w io.Writer) {
+		t := table{}
+		t.add("ref", pushed.Ref)
+		t.add("files", fmt.Sprintf("%d, %d MB, digest %s", pushed.Files, pushed.Bytes>>20, pushed.Digest))
+		t.write(w)
+		if pushed.Known {
+			_, _ = fmt.Fprintln(w, "The registry had it already.")
+		}
+		_, _ = fmt.Fprintf(w, "In a manifest: models: [{name: NAME, version: \"1\", uri: \"oci://%s\"}]\n", pushed.Ref)
+	})
+}
+
+// layersDir keeps what was hashed; empty without a home.
+func layersDir() string {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(dir, "sluice", "layers")
+}
