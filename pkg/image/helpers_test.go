@@ -39,6 +39,9 @@ var builtRunner = struct {
 }{}
 
 func TestMain(m *testing.M) {
+	if args := os.Getenv(variableShip); args != "" {
+		shipAndExit(args)
+	}
 	code := m.Run()
 	if builtRunner.dir != "" {
 		_ = os.RemoveAll(builtRunner.dir)
