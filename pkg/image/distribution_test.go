@@ -232,9 +232,9 @@ func TestDistributionKilled(t *testing.T) {
 		}
 		return false, time.Since(began)
 	}
-	// Two layers are sent in pieces, the rest whole.
+	// One new layer is sent in pieces, the others whole.
+	weights(t, filepath.Join(dir, "model/a.bin"), 66*mib, 1)
 	change := func(seed uint64) {
-		weights(t, filepath.Join(dir, "model/a.bin"), 66*mib, seed)
 		weights(t, filepath.Join(dir, "model/b.bin"), 34*mib, seed+1000)
 		write(t, dir, "src/score.py", fmt.Sprintf("pass # %d", seed))
 	}
