@@ -93,8 +93,7 @@ cluster-e2e: helm
 # A built environment on the cluster. It runs in the host's network, from which builds reach package mirrors.
 .PHONY: environment-e2e
 environment-e2e: cluster-up helm buildkit-build
-	@KUBECONFIG=$(CACHE)/cluster/kubeconfig SLUICE_TEST_KUBECONFIG=$(CACHE)/cluster/kubeconfig SLUICE_TEST_REGISTRY=localhost:5000 \
-	  SLUICE_TEST_CLUSTER=$(BIN)/cluster HELM=$(HELM) $(BIN)/buildkit run -- go test -count=1 -timeout 30m -v -run TestBuiltEnvironment ./test/e2e/kubernetes
+	@test/environment-e2e $(BIN)/cluster $(BIN)/buildkit
 
 .PHONY: cluster-build cluster-test
 cluster-build: cluster
@@ -117,6 +116,7 @@ buildkit-test: buildkit-build $(LINT) ## the tool's own test
 	@cd test/buildkit && go vet ./... && $(LINT) run --config ../../.golangci.yml ./... && go test -count=1 -timeout 10m -v ./...
 
 build-e2e: buildkit ## builds of environments with a real buildkitd and a Docker engine; see test/buildkit
+	@test/tools/static-busybox.sh
 	@$(BIN)/buildkit run -- go test -count=1 -timeout 15m -v ./pkg/image/build
 	@$(BIN)/buildkit run --docker -- go test -count=1 -timeout 15m -v -run TestDockerEngine ./pkg/image/build
 

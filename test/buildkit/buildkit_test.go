@@ -37,7 +37,7 @@ const script = `echo "$BUILDKIT_HOST $SLUICE_TEST_BUILDKIT_DIR" > "$1"; test -S 
 
 func TestRun(t *testing.T) {
 	program := tool(t)
-	before := mounts(t)
+	before := machine(t)
 	dir, out := short(t), filepath.Join(t.TempDir(), "out")
 	began := time.Now()
 	cmd := exec.Command(program, "run", "--dir", dir, "--", "sh", "-c", script+"exit 7", "sh", out)
@@ -59,7 +59,7 @@ func TestRun(t *testing.T) {
 
 func TestKilled(t *testing.T) {
 	program := tool(t)
-	before := mounts(t)
+	before := machine(t)
 	for _, signal := range []unix.Signal{unix.SIGKILL, unix.SIGTERM} {
 		dir, out := short(t), filepath.Join(t.TempDir(), "out")
 		cmd := exec.Command(program, "run", "--dir", dir, "--", "sh", "-c", script+"exec sleep 4712.5", "sh", out)
@@ -79,12 +79,13 @@ func TestKilled(t *testing.T) {
 
 func TestCommandThatIsNot(t *testing.T) {
 	program := tool(t)
+	before := machine(t)
 	dir := short(t)
 	out, err := exec.Command(program, "run", "--dir", dir, "--", "/nowhere/command").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "/nowhere/command") {
 		t.Errorf("it says %s, %v", out, err)
 	}
-	gone(t, dir, mounts(t))
+	gone(t, dir, before)
 }
 
 // short is a directory that is not there, with a name short enough for a socket in it.
@@ -104,8 +105,8 @@ func gone(t *testing.T, dir, before string) {
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the directory is there: %v", err)
 	}
-	if after := mounts(t); after != before {
-		t.Errorf("mounts were\n%s\nand are\n%s", before, after)
+	if after := machine(t); after != before {
+		t.Errorf("the machine had\n%s\nand has\n%s", before, after)
 	}
 	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
 		if left, err := filepath.Glob(pattern + "sluice-" + filepath.Base(dir)); err != nil || len(left) > 0 {
@@ -121,20 +122,33 @@ func gone(t *testing.T, dir, before string) {
 			t.Errorf("a process is left: %q", line)
 		}
 	}
-	for _, path := range []string{"/run/buildkit", "/run/runc", "/etc/buildkit", "/var/lib/buildkit", "/run/docker", "/etc/docker", "/var/lib/docker"} {
-		if _, err := os.Lstat(path); err == nil {
-			t.Errorf("%s is there", path)
-		}
-	}
 }
 
-func mounts(t *testing.T) string {
+// machine is what a run may not change, as text: mounts, and where engines that are installed keep what is theirs.
+func machine(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(text)
+	out := string(text)
+	for _, path := range []string{"/run/buildkit", "/run/runc", "/run/docker", "/var/lib/buildkit", "/var/lib/docker"} {
+		if _, err := os.Lstat(path); err == nil {
+			out += path + "\n"
+		}
+	}
+	for _, path := range []string{"/etc/buildkit", "/etc/docker"} {
+		err := filepath.WalkDir(path, func(path string, _ fs.DirEntry, err error) error {
+			if err == nil {
+				out += path + "\n"
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out
 }
 
 func until(t *testing.T, what string, is func() bool) {

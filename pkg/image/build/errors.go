@@ -93,7 +93,7 @@ func (x explanation) tail() []string {
 	if x.failed == nil {
 		return nil
 	}
-	return x.failed.tail
+	return x.failed.quote()
 }
 
 func (x explanation) is(prefixes ...string) bool {

@@ -17,6 +17,11 @@ import (
 const (
 	// keptLines of a step's output are quoted when it fails.
 	keptLines = 20
+	// keptErrors of them are the last of standard error, however much comes after them on standard output: many programs
+	// write what they had kept of that only as they end.
+	keptErrors = 10
+	// stderr is BuildKit's number of that stream.
+	stderr = 2
 	// maxLine bounds a quoted line, in bytes.
 	maxLine = 400
 	// sayEvery is how often a step that goes on says so.
@@ -54,7 +59,41 @@ type step struct {
 	err      string
 	// part is output since the last end of a line, by stream.
 	part map[int][]byte
-	tail []string
+	tail []outputLine
+}
+
+// outputLine is a line of a step's output, as it is quoted.
+type outputLine struct {
+	stream int
+	text   string
+}
+
+// quote is what the step's output ends with.
+func (s *step) quote() []string {
+	var out []string
+	for _, l := range s.tail {
+		out = append(out, l.text)
+	}
+	return out
+}
+
+// keep a line of output, and forget another one if there are too many.
+func (s *step) keep(l outputLine) {
+	s.tail = append(s.tail, l)
+	if len(s.tail) <= keptLines {
+		return
+	}
+	errs := 0
+	for _, l := range s.tail {
+		if l.stream == stderr {
+			errs++
+		}
+	}
+	oldest := 0
+	if errs <= keptErrors {
+		oldest = slices.IndexFunc(s.tail, func(l outputLine) bool { return l.stream != stderr })
+	}
+	s.tail = slices.Delete(s.tail, oldest, oldest+1)
 }
 
 // part is one thing that a step does. The push is only that: BuildKit counts its step as done before.
@@ -207,13 +246,13 @@ func (j *journal) output(s *step, stream int, data []byte) {
 		if !ok {
 			break
 		}
-		j.line(s, string(line))
+		j.line(s, stream, string(line))
 		all = rest
 	}
 	s.part[stream] = slices.Clone(all)
 }
 
-func (j *journal) line(s *step, line string) {
+func (j *journal) line(s *step, stream int, line string) {
 	line = strings.TrimSuffix(line, "\r")
 	j.write(s.number, line)
 	// What a terminal would show at last.
@@ -233,10 +272,7 @@ func (j *journal) line(s *step, line string) {
 	if len(line) > maxLine {
 		line = strings.ToValidUTF8(line[:maxLine], "") + "…"
 	}
-	s.tail = append(s.tail, line)
-	if len(s.tail) > keptLines {
-		s.tail = slices.Delete(s.tail, 0, 1)
-	}
+	s.keep(outputLine{stream, line})
 }
 
 func (j *journal) flush() {
@@ -248,7 +284,7 @@ func (j *journal) flush() {
 func (j *journal) flushStep(s *step) {
 	for stream, part := range s.part {
 		if len(part) > 0 {
-			j.line(s, string(part))
+			j.line(s, stream, string(part))
 		}
 		delete(s.part, stream)
 	}

@@ -117,8 +117,8 @@ func TestJournalKeepsWholeLog(t *testing.T) {
 			t.Errorf("the log lacks %q", want)
 		}
 	}
-	tail := j.order[0].tail
-	if len(tail) != keptLines || tail[keptLines-1] != "no end" || tail[0] != "line 81" {
+	tail := j.order[0].quote()
+	if len(tail) != keptLines || tail[keptLines-1] != "no end" || tail[0] != "warn" || tail[1] != "line 82" {
 		t.Errorf("the end is %q", tail)
 	}
 }
@@ -127,8 +127,30 @@ func TestQuotedLinesAreForTerminals(t *testing.T) {
 	j := newTold()
 	s := &step{part: map[int][]byte{}}
 	j.output(s, 1, []byte("10%\r50%\rdone\r\n\x1b[31mred\x1b[0m\n\n"+strings.Repeat("ä", 1000)+"\n"))
-	if want := []string{"done", "[31mred[0m", strings.Repeat("ä", maxLine/2) + "…"}; !slices.Equal(s.tail, want) {
-		t.Errorf("quoted is %q", s.tail)
+	if want := []string{"done", "[31mred[0m", strings.Repeat("ä", maxLine/2) + "…"}; !slices.Equal(s.quote(), want) {
+		t.Errorf("quoted is %q", s.quote())
+	}
+}
+
+// An error is quoted though standard output, which a program may write only as it ends, goes on after it.
+func TestErrorsAreQuotedBeforeOutput(t *testing.T) {
+	j := newTold()
+	s := &step{part: map[int][]byte{}}
+	for i := range 15 {
+		j.output(s, stderr, fmt.Appendf(nil, "error %d\n", i))
+	}
+	for i := range 50 {
+		j.output(s, 1, fmt.Appendf(nil, "line %d\n", i))
+	}
+	var want []string
+	for i := range keptErrors {
+		want = append(want, fmt.Sprintf("error %d", 15-keptErrors+i))
+	}
+	for i := range keptLines - keptErrors {
+		want = append(want, fmt.Sprintf("line %d", 50-keptLines+keptErrors+i))
+	}
+	if diff := cmp.Diff(want, s.quote()); diff != "" {
+		t.Error(diff)
 	}
 }
 
