@@ -3,7 +3,6 @@ package image
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -53,54 +52,21 @@ func (s Shipper) Ship(ctx context.Context, dir string) (out deploy.Shipment, err
 	if _, err := s.repository("endpoint"); err != nil {
 		return deploy.Shipment{}, err
 	}
-	pack, err := project.Prepare(ctx, dir)
-	if err != nil {
-		return deploy.Shipment{}, err
-	}
-	memory := memory{dir: s.CacheDir}
-	c, err := planContents(ctx, pack.Listing, memory)
-	if err != nil {
-		return deploy.Shipment{}, fmt.Errorf("plan layers: %w", err)
-	}
-	pack.Size = pack.Listing.Bytes
-	if deploy.SourceOf(pack, s.Source).NamedByArchive() {
-		if pack.Digest, err = c.archiveDigest(ctx); err != nil {
-			return deploy.Shipment{}, err
+	var repo name.Repository
+	m, err := s.make(ctx, dir, nil, func(endpoint string) (send, error) {
+		var err error
+		if repo, err = s.repository(endpoint); err != nil {
+			return nil, err
 		}
-	}
-	out, err = deploy.NewShipment(dir, pack, s.Source)
+		return s.uploads(repo).send, nil
+	})
 	if err != nil {
 		return deploy.Shipment{}, err
 	}
-	if sv := out.Settings.Server; sv != nil && len(sv.Command) == 0 && sv.Port != 0 {
-		// A script in mode script. A version with a port and no command is an image that knows nothing
-		// of the runner; this one has it, and the port with it.
-		own := *sv
-		own.Port = 0
-		out.Settings.Server = &own
-	}
-	repo, err := s.repository(cmp.Or(s.Endpoint, out.Endpoint))
+	out = m.Shipment
+	ref, known, err := s.Push(ctx, m.Image, repo, out.Name)
 	if err != nil {
-		return deploy.Shipment{}, err
-	}
-	parts := Parts{Package: pack, Source: s.SourceURL, Revision: out.Source.Commit}
-	if err := s.underlay(ctx, dir, &parts, memory); err != nil {
-		return deploy.Shipment{}, err
-	}
-	defer func() {
-		if err != nil && ctx.Err() == nil {
-			c.forget() // a digest that was remembered may be what is wrong
-		}
-	}()
-	img, err := assemble(ctx, parts, c, s.uploads(repo).send)
-	if err != nil {
-		return deploy.Shipment{}, err
-	}
-	if size, err := Size(img); err == nil {
-		s.progress("assembled for %s on %s: %d MB", parts.Platform.String(), parts.Base.Name, size>>20)
-	}
-	ref, known, err := s.Push(ctx, img, repo, out.Name)
-	if err != nil {
+		m.forget(ctx)
 		return deploy.Shipment{}, err
 	}
 	out.Known = known

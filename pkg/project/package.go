@@ -52,8 +52,8 @@ func Package(ctx context.Context, dir string, out io.Writer, besides []fs.FileIn
 
 // Prepare is Package without an archive: its digest and size are not known, and no version is named,
 // but Files are counted. It reads no more than rules and the manifest.
-func Prepare(ctx context.Context, dir string, checks ...Check) (Result, error) {
-	r, err := prepare(ctx, dir, nil, checks)
+func Prepare(ctx context.Context, dir string, besides []fs.FileInfo, checks ...Check) (Result, error) {
+	r, err := prepare(ctx, dir, besides, checks)
 	if err != nil {
 		return Result{}, err
 	}
