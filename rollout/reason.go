@@ -48,6 +48,8 @@ const (
 	ReasonBuildFailed         Reason = "build_failed"
 	ReasonNoBuilder           Reason = "no_builder"
 	ReasonDiskFull            Reason = "disk_full"
+	ReasonScanFailed          Reason = "scan_failed"
+	ReasonNoScanner           Reason = "no_scanner"
 
 	// Why the strategy moved or waits.
 	ReasonStepComplete  Reason = "step_complete"

@@ -48,6 +48,8 @@ func Reasons() []struct {
 		{ReasonBuildFailed, "A step of the environment's build failed; the message has its output's end, and where the log is."},
 		{ReasonNoBuilder, "Neither a buildkitd nor a Docker engine can be reached to build the environment."},
 		{ReasonDiskFull, "The builder has no disk space left."},
+		{ReasonScanFailed, "The scanner objects to the image, or did not finish; its output says why."},
+		{ReasonNoScanner, "The scanner could not be started."},
 		{ReasonStepComplete, "The step had its requests and its time, and the evidence is not against the treatment: the next step begins."},
 		{ReasonStepStarted, "The first step of the strategy began."},
 		{ReasonStepRunning, "The present step still lacks requests or time."},

@@ -69,7 +69,7 @@ func (s Shipper) Ship(ctx context.Context, dir string) (out deploy.Shipment, err
 		m.forget(ctx)
 		return deploy.Shipment{}, err
 	}
-	out.Known = known
+	out.Known, out.Pushed = known, ref.Name()
 	out.Image, err = s.pulled(ref)
 	return out, err
 }

@@ -53,6 +53,7 @@ func (a *app) deployCmd() *cobra.Command {
 		commit          string
 		pr              int
 		repository, run int64
+		checks          admission
 	)
 	c := &cobra.Command{
 		Use:   "deploy [DIR]",
@@ -91,7 +92,7 @@ ENDPOINT VERSION") or makes room for a seventh version. The same deploy again go
 				return misuse("--pull-request", "give its number", "--pull-request %d is none", pr)
 			}
 			o.Source = rollout.Source{RepositoryID: repository, PullRequest: pr, Commit: commit, RunID: run}
-			return a.deploy(c.Context(), o)
+			return a.deploy(c.Context(), o, checks)
 		},
 	}
 	f := c.Flags()
@@ -108,6 +109,7 @@ ENDPOINT VERSION") or makes room for a seventh version. The same deploy again go
 	env := func(name string) string { return a.io.Getenv("SLUICE_" + name) }
 	a.imageFlags(f)
 	f.StringVar(&a.images.pullRegistry, "pull-registry", env("PULL_REGISTRY"), "HOST[:PORT] by which nodes reach that registry, if it is another ($SLUICE_PULL_REGISTRY)")
+	f.StringVar(&checks.scanner, "scan", env("SCAN"), "command of a scanner that looks at the pushed image, {image} in it; the version joins only if it ends with 0 (target kubernetes; $SLUICE_SCAN)")
 	f.StringVar(&o.Router, "router-url", env("ROUTER_URL"), "router's address for the smoke test, if the endpoint's is not reached from here ($SLUICE_ROUTER_URL)")
 	f.DurationVar(&o.Timeout, "timeout", 5*time.Minute, "how long it may take to become ready; 0 does not wait and gives it no part")
 	return c
@@ -121,7 +123,12 @@ func envInt(s string) int64 {
 	return n
 }
 
-func (a *app) deploy(ctx context.Context, o deploy.Options) error {
+func (a *app) deploy(ctx context.Context, o deploy.Options, checks admission) error {
+	admit, err := a.admit(checks)
+	if err != nil {
+		return err
+	}
+	o.Admit = admit
 	sys, err := a.open(ctx)
 	if err != nil {
 		return err

@@ -47,14 +47,21 @@ func imageRegistry(t *testing.T) string {
 	return host
 }
 
-// TestPackageImage: both forms have the image that a deploy pushes, and an output in the project is no part of it.
-func TestPackageImage(t *testing.T) {
-	host := imageRegistry(t)
-	t.Setenv("HOME", t.TempDir())
+// imageProject is one of the endpoint echo, with no base image of its own.
+func imageProject(t *testing.T) string {
+	t.Helper()
 	dir := tree(t)
 	if err := os.WriteFile(filepath.Join(dir, "sluice.yaml"), []byte("apiVersion: sluice.dev/v1alpha1\nkind: Project\nendpoint: echo\nscoring: {entryScript: score.py}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return dir
+}
+
+// TestPackageImage: both forms have the image that a deploy pushes, and an output in the project is no part of it.
+func TestPackageImage(t *testing.T) {
+	host := imageRegistry(t)
+	t.Setenv("HOME", t.TempDir())
+	dir := imageProject(t)
 	shipped, err := image.Shipper{Registry: host + "/models", BaseImage: host + "/base:1", RunnerImage: host + "/runner:1"}.Ship(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
