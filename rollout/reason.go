@@ -51,6 +51,8 @@ const (
 	ReasonModelMissing        Reason = "model_missing"
 	ReasonModelUnreachable    Reason = "model_unreachable"
 	ReasonModelMismatch       Reason = "model_mismatch"
+	ReasonScanFailed          Reason = "scan_failed"
+	ReasonNoScanner           Reason = "no_scanner"
 
 	// Why the strategy moved or waits.
 	ReasonStepComplete  Reason = "step_complete"

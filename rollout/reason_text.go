@@ -51,6 +51,8 @@ func Reasons() []struct {
 		{ReasonModelMissing, "The `uri` of a model names nothing that is there, or no model."},
 		{ReasonModelUnreachable, "A model cannot be fetched from where its `uri` says."},
 		{ReasonModelMismatch, "What a model's `uri` gives has another SHA-256 than the manifest says."},
+		{ReasonScanFailed, "The scanner objects to the image, or did not finish; its output says why."},
+		{ReasonNoScanner, "The scanner could not be started."},
 		{ReasonStepComplete, "The step had its requests and its time, and the evidence is not against the treatment: the next step begins."},
 		{ReasonStepStarted, "The first step of the strategy began."},
 		{ReasonStepRunning, "The present step still lacks requests or time."},

@@ -27,8 +27,9 @@ import (
 type Shipment struct {
 	// Endpoint that the project names.
 	Endpoint string
-	// Image by digest.
+	// Image by digest, as the fleets reach it; Pushed is its name as it is reached from here, empty where it is in no registry.
 	Image    string
+	Pushed   string
 	Settings rollout.Settings
 	Strategy *rollout.Strategy
 	// Test is the smoke test, or nil.
@@ -80,7 +81,9 @@ type Options struct {
 	// Timeout for becoming ready; 0 does not wait, and leaves the version untyped at 0 unless it is the first.
 	Timeout time.Duration
 
-	Shipper  Shipper
+	Shipper Shipper
+	// Admit, if not nil, is asked once the image is there and before the version joins; its error ends the deploy.
+	Admit    func(context.Context, Shipment) error
 	Store    cluster.Store
 	Keys     cluster.Keys
 	Logs     cluster.LogReader
@@ -136,6 +139,11 @@ func Run(ctx context.Context, o Options) (Result, error) {
 		known = "known already"
 	}
 	o.Progress("packaged %d files, %d bytes (%s): %s", ship.Files, ship.Bytes, known, ship.Image)
+	if o.Admit != nil {
+		if err := o.Admit(ctx, d.ship); err != nil {
+			return Result{}, err
+		}
+	}
 	res, err := d.run(ctx)
 	if err == nil && d.unbound != "" {
 		res.Message += "; " + d.unbound

@@ -192,6 +192,11 @@ func (c Client) PushModel(ctx context.Context, dir, ref, cacheDir string) (Pushe
 	if err != nil {
 		return PushedModel{}, refuse(rollout.ReasonInvalid, "uri", "write it as oci://HOST[:PORT]/NAME:TAG, in lower case", "%q does not name where to push to: %v", ref, err)
 	}
+	c, end, err := c.begin(ctx)
+	if err != nil {
+		return PushedModel{}, err
+	}
+	defer end()
 	d, err := openModel(dir)
 	if err != nil {
 		return PushedModel{}, err

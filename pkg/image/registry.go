@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -28,6 +29,45 @@ type Client struct {
 	Keychain authn.Keychain
 	// Progress is told what happens, one line a step; nil is silent.
 	Progress func(format string, args ...any)
+	// session shares logins and connections, if there is one.
+	session *session
+}
+
+// session is what the steps of one deploy share: each registry is asked once how to log in.
+type session struct {
+	puller *remote.Puller
+	pusher *remote.Pusher
+}
+
+// begin gives a client with a session, which ends with end.
+func (c Client) begin(ctx context.Context) (_ Client, end func(), err error) {
+	c.session = nil
+	updates := make(chan v1.Update, 16)
+	s := &session{}
+	options := c.options(ctx)
+	if s.puller, err = remote.NewPuller(options...); err != nil {
+		return Client{}, nil, fmt.Errorf("reach registries: %w", err)
+	}
+	if s.pusher, err = remote.NewPusher(append(options, remote.WithProgress(updates))...); err != nil {
+		return Client{}, nil, fmt.Errorf("reach registries: %w", err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		last := time.Now()
+		for {
+			select {
+			case u := <-updates:
+				if u.Error == nil && u.Total > 0 && time.Since(last) >= reportEvery {
+					c.progress("pushing: %d of %d MB", u.Complete>>20, u.Total>>20)
+					last = time.Now()
+				}
+			case <-ended:
+				return
+			}
+		}
+	}()
+	c.session = s
+	return c, sync.OnceFunc(func() { close(ended) }), nil
 }
 
 func (c Client) progress(format string, args ...any) {
@@ -41,7 +81,11 @@ func (c Client) options(ctx context.Context) []remote.Option {
 	if keys == nil {
 		keys = authn.DefaultKeychain
 	}
-	return []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(keys), remote.WithUserAgent("sluice")}
+	out := []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(keys), remote.WithUserAgent("sluice")}
+	if c.session != nil {
+		out = append(out, remote.Reuse(c.session.puller), remote.Reuse(c.session.pusher))
+	}
+	return out
 }
 
 // insecure are the name options for a reference.
@@ -153,15 +197,7 @@ func (c Client) Push(ctx context.Context, img v1.Image, repo name.Repository, ta
 		c.tag(ctx, img, digest, repo.Tag(tag))
 		return ref, true, nil
 	}
-	updates := make(chan v1.Update, 16)
-	told := make(chan struct{})
-	go func() {
-		defer close(told)
-		c.report(doing, updates)
-	}()
-	err = remote.Write(ref, img, append(c.options(ctx), remote.WithProgress(updates))...)
-	<-told // Write closes the channel
-	if err != nil {
+	if err = remote.Write(ref, img, c.options(ctx)...); err != nil {
 		return name.Digest{}, false, failure(err, fieldRegistry, doing, repo.Registry, rollout.ReasonRegistryRefused)
 	}
 	c.tag(ctx, img, digest, repo.Tag(tag))
@@ -194,16 +230,6 @@ func (c Client) has(ctx context.Context, ref name.Reference) (bool, error) {
 
 // reportEvery is how often a long push says how far it is.
 const reportEvery = 2 * time.Second
-
-func (c Client) report(doing string, updates <-chan v1.Update) {
-	last := time.Now()
-	for u := range updates {
-		if u.Error == nil && u.Total > 0 && time.Since(last) >= reportEvery {
-			c.progress("%s: %d of %d MB", doing, u.Complete>>20, u.Total>>20)
-			last = time.Now()
-		}
-	}
-}
 
 // Size in bytes of what a registry holds for an image: manifest, configuration and layers.
 func Size(img v1.Image) (int64, error) {

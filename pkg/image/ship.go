@@ -52,73 +52,25 @@ func (s Shipper) Ship(ctx context.Context, dir string) (out deploy.Shipment, err
 	if _, err := s.repository("endpoint"); err != nil {
 		return deploy.Shipment{}, err
 	}
-	pack, err := project.Prepare(ctx, dir)
-	if err != nil {
-		return deploy.Shipment{}, err
-	}
-	memory := memory{dir: s.CacheDir}
-	models, clean, err := s.fetchModels(ctx, pack.Manifest, memory, s.TempDir)
-	if err != nil {
-		return deploy.Shipment{}, err
-	}
-	defer clean()
-	c, err := planContents(ctx, projectFiles(pack.Listing, modelLinks(models)), memory)
-	if err != nil {
-		return deploy.Shipment{}, err
-	}
-	pack.Size = pack.Listing.Bytes
-	if deploy.SourceOf(pack, s.Source).NamedByArchive() {
-		if pack.Digest, err = c.archiveDigest(ctx, pack.Listing); err != nil {
-			return deploy.Shipment{}, err
+	var repo name.Repository
+	m, err := s.make(ctx, dir, nil, func(endpoint string) (*uploads, error) {
+		var err error
+		if repo, err = s.repository(endpoint); err != nil {
+			return nil, err
 		}
-	}
-	out, err = deploy.NewShipment(dir, pack, s.Source)
+		return s.uploads(repo), nil
+	})
 	if err != nil {
 		return deploy.Shipment{}, err
 	}
-	if sv := out.Settings.Server; sv != nil && len(sv.Command) == 0 && sv.Port != 0 {
-		// A script in mode script. A version with a port and no command is an image that knows nothing
-		// of the runner; this one has it, and the port with it.
-		own := *sv
-		own.Port = 0
-		out.Settings.Server = &own
-	}
-	repo, err := s.repository(cmp.Or(s.Endpoint, out.Endpoint))
+	defer m.Close()
+	out = m.Shipment
+	ref, known, err := m.client.Push(ctx, m.Image, repo, out.Name)
 	if err != nil {
+		m.forget(ctx)
 		return deploy.Shipment{}, err
 	}
-	parts := Parts{Package: pack, Models: models, Source: s.SourceURL, Revision: out.Source.Commit}
-	if err := s.underlay(ctx, dir, &parts, memory); err != nil {
-		return deploy.Shipment{}, err
-	}
-	defer func() {
-		if err != nil && ctx.Err() == nil {
-			c.forget() // a digest that was remembered may be what is wrong
-		}
-	}()
-	up := s.uploads(repo)
-	img, err := assemble(ctx, parts, c, up.send)
-	if err != nil {
-		return deploy.Shipment{}, err
-	}
-	for _, m := range models {
-		if m.registry == repo.Registry {
-			continue // its layers are mounted
-		}
-		for _, l := range m.layers {
-			if err := up.send(ctx, l.layer); err != nil {
-				return deploy.Shipment{}, err
-			}
-		}
-	}
-	if size, err := Size(img); err == nil {
-		s.progress("assembled for %s on %s: %d MB", parts.Platform.String(), parts.Base.Name, size>>20)
-	}
-	ref, known, err := s.Push(ctx, img, repo, out.Name)
-	if err != nil {
-		return deploy.Shipment{}, err
-	}
-	out.Known = known
+	out.Known, out.Pushed = known, ref.Name()
 	out.Image, err = s.pulled(ref)
 	return out, err
 }

@@ -26,7 +26,7 @@ const (
 	// inPiecesFrom is the size from which a layer is sent in pieces, so that a broken connection costs one of them.
 	inPiecesFrom = 32 << 20
 	// pieceSize is a trade of memory against the time that a piece's answer takes.
-	pieceSize = 16 << 20
+	pieceSize = 8 << 20
 	// maxPiece is the most that a registry may ask a piece to be.
 	maxPiece = 64 << 20
 	// uploadsAtOnce bounds memory, and connections.
@@ -44,7 +44,8 @@ const (
 type uploads struct {
 	Client
 	repo name.Repository
-	turn chan struct{}
+	// turn has a buffer for each upload that may still begin.
+	turn chan []byte
 
 	once   sync.Once
 	client *http.Client
@@ -52,7 +53,11 @@ type uploads struct {
 }
 
 func (c Client) uploads(repo name.Repository) *uploads {
-	return &uploads{Client: c, repo: repo, turn: make(chan struct{}, uploadsAtOnce)}
+	u := &uploads{Client: c, repo: repo, turn: make(chan []byte, uploadsAtOnce)}
+	for range uploadsAtOnce {
+		u.turn <- nil // made when it is first needed
+	}
+	return u
 }
 
 // errWhole is for registries that do not take a blob in pieces.
@@ -64,16 +69,17 @@ func (u *uploads) send(ctx context.Context, l v1.Layer) error {
 	if err != nil || size < inPiecesFrom {
 		return err
 	}
+	up := &upload{uploads: u, layer: l, size: size, piece: pieceSize, told: time.Now()}
 	select {
-	case u.turn <- struct{}{}:
-		defer func() { <-u.turn }()
+	case up.buf = <-u.turn:
+		defer func() { u.turn <- up.buf }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	u.once.Do(func() { u.client, u.err = u.open(ctx) })
 	err = u.err
 	if err == nil {
-		err = u.upload(ctx, l, size)
+		err = up.send(ctx)
 	}
 	if err == nil || errors.Is(err, errWhole) {
 		return nil
@@ -124,18 +130,17 @@ type upload struct {
 	told   time.Time
 }
 
-func (u *uploads) upload(ctx context.Context, l v1.Layer, size int64) (err error) {
-	digest, err := l.Digest()
+func (up *upload) send(ctx context.Context) (err error) {
+	digest, err := up.layer.Digest()
 	if err != nil {
 		return err
 	}
-	up := &upload{uploads: u, layer: l, size: size, piece: pieceSize, told: time.Now()}
 	defer func() {
 		if up.from != nil {
 			_ = up.from.Close()
 		}
 	}()
-	blob := u.url("blobs/" + digest.String())
+	blob := up.url("blobs/" + digest.String())
 	var best int64
 	for tries := 0; ; {
 		var wait time.Duration
@@ -154,7 +159,7 @@ func (u *uploads) upload(ctx context.Context, l v1.Layer, size int64) (err error
 			return err
 		}
 		wait = min(max(wait, firstPause<<(tries-1)), maxPause)
-		u.progress("push to %s: %v; trying again in %s, with %d of %d MB sent", u.repo.Name(), err, wait, up.done>>20, size>>20)
+		up.progress("push to %s: %v; trying again in %s, with %d of %d MB sent", up.repo.Name(), err, wait, up.done>>20, up.size>>20)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():

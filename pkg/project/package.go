@@ -50,10 +50,10 @@ func Package(ctx context.Context, dir string, out io.Writer, besides []fs.FileIn
 	return r, nil
 }
 
-// Prepare is Package without an archive: its digest and size are not known, and no version is named,
-// but Files are counted. It reads no more than rules and the manifest.
-func Prepare(ctx context.Context, dir string, checks ...Check) (Result, error) {
-	r, err := prepare(ctx, dir, nil, checks)
+// Prepare is Package without an archive: its digest and size are not known, git is not asked and no version is
+// named, but Files are counted. It reads no more than rules and the manifest.
+func Prepare(ctx context.Context, dir string, besides []fs.FileInfo, checks ...Check) (Result, error) {
+	r, err := prepare(ctx, dir, besides, checks)
 	if err != nil {
 		return Result{}, err
 	}
@@ -61,8 +61,7 @@ func Prepare(ctx context.Context, dir string, checks ...Check) (Result, error) {
 		return Result{}, fmt.Errorf("plan archive: %w", err)
 	}
 	r.Files = r.Listing.Files + r.Listing.Links
-	r.Source, err = Git(ctx, r.Listing)
-	return r, err
+	return r, nil
 }
 
 func prepare(ctx context.Context, dir string, skip []fs.FileInfo, checks []Check) (Result, error) {

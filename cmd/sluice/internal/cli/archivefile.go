@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/sluice-dev/sluice/rollout"
@@ -26,6 +27,17 @@ type archiveFile struct {
 	stdout bool
 	// close ends the writing, which went well if err is nil, and gives back what went wrong.
 	close func(err error) error
+}
+
+// own are all files that a project must not ship: what is replaced, and what is being written.
+func (o *archiveFile) own() []fs.FileInfo {
+	out := slices.Clone(o.replaced)
+	if f, ok := o.w.(*os.File); ok {
+		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+			out = append(out, info)
+		}
+	}
+	return out
 }
 
 // openArchiveFile opens what the name leads to. A regular file, or none yet, is replaced once the

@@ -3,9 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"io"
-	"io/fs"
 	"strconv"
 	"time"
 
@@ -55,6 +53,7 @@ func (a *app) deployCmd() *cobra.Command {
 		commit          string
 		pr              int
 		repository, run int64
+		checks          admission
 	)
 	c := &cobra.Command{
 		Use:   "deploy [DIR]",
@@ -93,7 +92,7 @@ ENDPOINT VERSION") or makes room for a seventh version. The same deploy again go
 				return misuse("--pull-request", "give its number", "--pull-request %d is none", pr)
 			}
 			o.Source = rollout.Source{RepositoryID: repository, PullRequest: pr, Commit: commit, RunID: run}
-			return a.deploy(c.Context(), o)
+			return a.deploy(c.Context(), o, checks)
 		},
 	}
 	f := c.Flags()
@@ -108,15 +107,9 @@ ENDPOINT VERSION") or makes room for a seventh version. The same deploy again go
 	f.Int64Var(&repository, "repository-id", envInt(a.io.Getenv("GITHUB_REPOSITORY_ID")), "GitHub repository id that it comes from; a new endpoint is bound to it")
 	f.Int64Var(&run, "run-id", envInt(a.io.Getenv("GITHUB_RUN_ID")), "workflow run that deploys it")
 	env := func(name string) string { return a.io.Getenv("SLUICE_" + name) }
-	r := &a.images
-	f.StringVar(&r.registry, "registry", env("REGISTRY"), "registry and path that images go to, HOST[:PORT][/PATH] (target kubernetes; $SLUICE_REGISTRY)")
-	f.StringVar(&r.pullRegistry, "pull-registry", env("PULL_REGISTRY"), "HOST[:PORT] by which nodes reach that registry, if it is another ($SLUICE_PULL_REGISTRY)")
-	f.StringVar(&r.globalRegistry, "global-registry", env("GLOBAL_REGISTRY"), "registry and path that is looked for images of environments too ($SLUICE_GLOBAL_REGISTRY)")
-	f.BoolVar(&r.rebuild, "rebuild", false, "build the environment's image even if there is one")
-	f.StringVar(&r.baseImage, "base-image", env("BASE_IMAGE"), "base image for projects that name none ($SLUICE_BASE_IMAGE)")
-	f.StringVar(&r.runnerImage, "runner-image", env("RUNNER_IMAGE"), "Sluice's runner image ($SLUICE_RUNNER_IMAGE)")
-	f.StringVar(&r.platform, "platform", env("PLATFORM"), "OS/ARCHITECTURE of images (default linux/amd64)")
-	f.StringSliceVar(&r.insecure, "insecure-registry", nil, "HOST[:PORT] that may be spoken to in plain HTTP")
+	a.imageFlags(f)
+	f.StringVar(&a.images.pullRegistry, "pull-registry", env("PULL_REGISTRY"), "HOST[:PORT] by which nodes reach that registry, if it is another ($SLUICE_PULL_REGISTRY)")
+	f.StringVar(&checks.scanner, "scan", env("SCAN"), "command of a scanner that looks at the pushed image, {image} in it; the version joins only if it ends with 0 (target kubernetes; $SLUICE_SCAN)")
 	f.StringVar(&o.Router, "router-url", env("ROUTER_URL"), "router's address for the smoke test, if the endpoint's is not reached from here ($SLUICE_ROUTER_URL)")
 	f.DurationVar(&o.Timeout, "timeout", 5*time.Minute, "how long it may take to become ready; 0 does not wait and gives it no part")
 	return c
@@ -130,7 +123,12 @@ func envInt(s string) int64 {
 	return n
 }
 
-func (a *app) deploy(ctx context.Context, o deploy.Options) error {
+func (a *app) deploy(ctx context.Context, o deploy.Options, checks admission) error {
+	admit, err := a.admit(checks)
+	if err != nil {
+		return err
+	}
+	o.Admit = admit
 	sys, err := a.open(ctx)
 	if err != nil {
 		return err
@@ -139,7 +137,7 @@ func (a *app) deploy(ctx context.Context, o deploy.Options) error {
 		return err
 	}
 	o.Namespace, o.Actor, o.Logger = a.namespace, a.actor(), a.log
-	o.Progress = func(format string, args ...any) { _, _ = fmt.Fprintf(a.io.Err, format+"\n", args...) }
+	o.Progress = a.progress
 	o.Shipper = sys.Shipper(project.Source{PullRequest: o.Source.PullRequest, Commit: o.Source.Commit}, o.Progress)
 	o.Store, o.Keys, o.Logs = sys.Store, sys.Keys, sys.Logs
 	res, err := deploy.Run(ctx, o)
@@ -160,124 +158,6 @@ func (a *app) deploy(ctx context.Context, o deploy.Options) error {
 		t.add("image", res.Image)
 		t.add("scoring", cmp.Or(res.ScoringURI, "(known once `sluice up` runs)"))
 		t.add("result", res.Message)
-		t.write(w)
-	})
-}
-
-func (a *app) packageCmd() *cobra.Command {
-	var list bool
-	var out string
-	c := &cobra.Command{
-		Use:   "package [DIR]",
-		Short: "Make a project's archive, or list what ships and what stays out",
-		Long: `Make a project's archive, or list what ships and what stays out.
-
-"-o FILE" writes the archive to FILE: a file appears complete or not at all, a symbolic link
-is followed, and a device or a named pipe is written to as it stands. The words table, json and yaml after -o are the output
-format, as in every command; write "-o ./json" for a file of that name. Both may be given.`,
-		Args: cobra.MaximumNArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			dir := "."
-			if len(args) > 0 {
-				dir = args[0]
-			}
-			if list {
-				return a.packageList(c.Context(), dir)
-			}
-			return a.packageTo(c.Context(), dir, out)
-		},
-	}
-	c.Flags().BoolVar(&list, "list", false, "list every path, and the rule that left it out")
-	c.Flags().VarP(packageOutput{format: &a.output, file: &out}, "output", "o", "file to write the archive to; table, json or yaml: the output format")
-	return c
-}
-
-// packageOutput is -o of package: the file of the archive, but a format if it is the name of
-// one. So that -o json means the same everywhere.
-type packageOutput struct{ format, file *string }
-
-// String implements pflag.Value.
-func (packageOutput) String() string { return "" }
-
-// Type implements pflag.Value.
-func (packageOutput) Type() string { return "FILE" }
-
-// Set implements pflag.Value.
-func (o packageOutput) Set(s string) error {
-	if isFormat(s) {
-		*o.format = s
-		return nil
-	}
-	*o.file = s
-	return nil
-}
-
-func (a *app) packageList(ctx context.Context, dir string) error {
-	m, err := project.Load(dir)
-	if err != nil {
-		return err
-	}
-	l, err := project.Plan(ctx, dir, m)
-	if err != nil {
-		return err
-	}
-	entries := []project.Entry{}
-	for e, err := range l.Entries(ctx) {
-		if err != nil {
-			return err
-		}
-		if a.output != "table" {
-			entries = append(entries, *e)
-			continue
-		}
-		if _, err := fmt.Fprintln(a.io.Out, e.String()); err != nil {
-			return err
-		}
-	}
-	if a.output != "table" {
-		if err := a.print(entries, nil); err != nil {
-			return err
-		}
-	}
-	return l.Err()
-}
-
-func (a *app) packageTo(ctx context.Context, dir, out string) (err error) {
-	w := io.Discard
-	var besides []fs.FileInfo
-	if out != "" {
-		f, ferr := a.openArchiveFile(ctx, out)
-		if ferr != nil {
-			return ferr
-		}
-		defer func() { err = f.close(err) }()
-		if f.stdout {
-			// What is said of the archive must not end up in it.
-			said := *a
-			said.io.Out = a.io.Err
-			a = &said
-		}
-		w, besides = f.w, f.replaced
-	}
-	res, err := project.Package(ctx, dir, w, besides)
-	if err != nil {
-		return err
-	}
-	return a.print(struct {
-		Digest  string `json:"digest"`
-		Files   int    `json:"files"`
-		Bytes   int64  `json:"bytes"`
-		Version string `json:"version"`
-		Written string `json:"written,omitempty"`
-	}{res.Digest, res.Files, res.Size, res.Version, out}, func(w io.Writer) {
-		t := table{}
-		t.add("digest", res.Digest)
-		t.add("files", strconv.Itoa(res.Files))
-		t.add("bytes", strconv.FormatInt(res.Size, 10))
-		t.add("version", res.Version)
-		if out != "" {
-			t.add("written", out)
-		}
 		t.write(w)
 	})
 }

@@ -8,21 +8,8 @@ import (
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/cluster/kube"
 	"github.com/sluice-dev/sluice/pkg/deploy"
-	"github.com/sluice-dev/sluice/pkg/image"
-	"github.com/sluice-dev/sluice/pkg/image/build"
 	"github.com/sluice-dev/sluice/pkg/project"
 )
-
-// registryFlags say where images of versions go (deploy to a cluster).
-type registryFlags struct {
-	registry, pullRegistry string
-	globalRegistry         string
-	rebuild                bool
-	baseImage              string
-	runnerImage            string
-	platform               string
-	insecure               []string
-}
 
 // openKubernetes reaches a cluster as kubectl does.
 func (a *app) openKubernetes(ctx context.Context) (*system, error) {
@@ -40,13 +27,7 @@ func (a *app) openKubernetes(ctx context.Context) (*system, error) {
 	return &system{
 		Store: store, Keys: k.Keys(), Logs: podLogs{a},
 		Shipper: func(src project.Source, progress deploy.Progress) deploy.Shipper {
-			f := &a.images
-			return image.Shipper{
-				CacheDir: layersDir(),
-				Client:   image.Client{Insecure: f.insecure, Progress: progress},
-				Registry: f.registry, PullRegistry: f.pullRegistry, BaseImage: f.baseImage, RunnerImage: f.runnerImage, Platform: f.platform, Source: src,
-				GlobalRegistry: f.globalRegistry, Rebuild: f.rebuild, Builder: build.Builder{Progress: progress},
-			}
+			return a.imageShipper(src, progress)
 		},
 	}, nil
 }

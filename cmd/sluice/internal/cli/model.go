@@ -51,7 +51,7 @@ the same registry take the model from there without it passing through the machi
 }
 
 func (a *app) modelPush(ctx context.Context, path, ref string, insecure []string) error {
-	client := image.Client{Insecure: insecure, Progress: func(format string, args ...any) { _, _ = fmt.Fprintf(a.io.Err, format+"\n", args...) }}
+	client := image.Client{Insecure: insecure, Progress: a.progress}
 	pushed, err := client.PushModel(ctx, path, ref, layersDir())
 	if err != nil {
 		return err

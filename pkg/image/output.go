@@ -1,0 +1,371 @@
+package image
+
+import (
+	"archive/tar"
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/distribution/reference"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+const (
+	// fieldOutput is the refusals' field for where an image is written to.
+	fieldOutput = "--output"
+
+	layoutFileName = "oci-layout"
+	layoutVersion  = `{"imageLayoutVersion":"1.0.0"}`
+	indexFileName  = "index.json"
+	labelRefName   = ociPrefix + "ref.name"
+	// labelContainerd is where containerd, and Docker on it, look for an image's name first.
+	labelContainerd = "io.containerd.image.name"
+)
+
+// blob of an image: a layer, the configuration or the manifest.
+type blob struct {
+	v1.Hash
+	size int64
+	open func() (io.ReadCloser, error)
+}
+
+func bytesBlob(h v1.Hash, data []byte) blob {
+	return blob{h, int64(len(data)), func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }}
+}
+
+// path in a layout.
+func (b blob) path() string { return "blobs/" + b.Algorithm + "/" + b.Hex }
+
+// copy the blob to w, and see that it is what it is named after: the file that it comes from may have changed.
+func (b blob) copy(w io.Writer) error {
+	r, err := b.open()
+	if err != nil {
+		return fmt.Errorf("read %s: %w", b.Hash, err)
+	}
+	defer func() { _ = r.Close() }()
+	is := sha256.New()
+	n, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(w, is)}, r, make([]byte, bufferSize))
+	if err != nil {
+		return fmt.Errorf("copy %s: %w", b.Hash, err)
+	}
+	if sum := hex.EncodeToString(is.Sum(nil)); sum != b.Hex || n != b.size {
+		return fmt.Errorf("copy %s: came as %d bytes with the digest sha256:%s, not as %d", b.Hash, n, sum, b.size)
+	}
+	return nil
+}
+
+// blobs of an image, each once, the manifest last; and the descriptor of the image.
+func blobs(img v1.Image) ([]blob, v1.Descriptor, error) {
+	fail := func(err error) ([]blob, v1.Descriptor, error) {
+		return nil, v1.Descriptor{}, fmt.Errorf("read image: %w", err)
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		return fail(err)
+	}
+	m, err := img.Manifest()
+	if err != nil {
+		return fail(err)
+	}
+	config, err := img.RawConfigFile()
+	if err != nil {
+		return fail(err)
+	}
+	raw, err := img.RawManifest()
+	if err != nil {
+		return fail(err)
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		return fail(err)
+	}
+	file, err := img.ConfigFile()
+	if err != nil {
+		return fail(err)
+	}
+	if len(layers) != len(m.Layers) {
+		return fail(fmt.Errorf("it has %d layers and names %d", len(layers), len(m.Layers)))
+	}
+	var out []blob
+	for i, l := range layers {
+		d := m.Layers[i]
+		if !slices.ContainsFunc(out, func(b blob) bool { return b.Hash == d.Digest }) {
+			out = append(out, blob{d.Digest, d.Size, l.Compressed})
+		}
+	}
+	out = append(out, bytesBlob(m.Config.Digest, config), bytesBlob(digest, raw))
+	for _, b := range out {
+		if b.Algorithm != "sha256" {
+			return fail(fmt.Errorf("%s is a digest of a kind that is not supported", b.Hash))
+		}
+	}
+	return out, v1.Descriptor{
+		MediaType: m.MediaType, Digest: digest, Size: int64(len(raw)),
+		Platform: &v1.Platform{OS: file.OS, Architecture: file.Architecture, Variant: file.Variant},
+	}, nil
+}
+
+// Layout is an OCI image layout to which images are added: a new one, which appears in its place only
+// as a whole (see Close), or one that is there, which stays a good layout at every moment.
+type Layout struct {
+	dir string
+	// work is where a new layout grows until it is whole; empty for one that is there.
+	work  string
+	files []fs.FileInfo
+}
+
+// OpenLayout begins a layout in dir, which may be a layout, an empty directory or not there at all. Anything else there
+// is refused with a *rollout.Error.
+func OpenLayout(dir string) (*Layout, error) {
+	fail := func(err error) (*Layout, error) { return nil, fmt.Errorf("open layout: %w", err) }
+	if to, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = to // a link to a directory stays a link
+	}
+	l := &Layout{dir: dir}
+	info, err := os.Stat(dir)
+	switch {
+	case err == nil && !info.IsDir():
+		return nil, refuse(rollout.ReasonInvalid, fieldOutput, "name a directory", "%s is a file, and a layout is a directory", dir)
+	case err == nil:
+		l.files = append(l.files, info)
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return fail(err)
+		}
+		if len(entries) > 0 {
+			if _, err := layout.FromPath(dir); err != nil {
+				return nil, refuse(rollout.ReasonInvalid, fieldOutput, "name another directory, or empty this one", "%s has other files and is no OCI image layout", dir)
+			}
+			return l, nil
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return fail(err)
+	}
+	parent, name := filepath.Split(filepath.Clean(dir))
+	if l.work, err = os.MkdirTemp(cmp.Or(parent, "."), "."+name+".tmp-*"); err != nil {
+		return fail(err)
+	}
+	err = os.Chmod(l.work, 0o755) //nolint:gosec // as any directory that is made by hand
+	if err == nil {
+		err = writeWhole(filepath.Join(l.work, layoutFileName), []byte(layoutVersion))
+	}
+	if err == nil {
+		info, err = os.Stat(l.work)
+		l.files = append(l.files, info)
+	}
+	if err != nil {
+		_ = os.RemoveAll(l.work)
+		return fail(err)
+	}
+	return l, nil
+}
+
+// Files are what a project that the layout lies in must not ship.
+func (l *Layout) Files() []fs.FileInfo { return l.files }
+
+// Close makes a new layout appear in its place, if err is nil and something was added to it, and else
+// leaves no trace of it. It gives back what went wrong.
+func (l *Layout) Close(err error) error {
+	if l.work == "" {
+		return err
+	}
+	if err == nil {
+		// An empty directory in its place goes first: Go renames over none.
+		if err = os.Remove(l.dir); err == nil || errors.Is(err, fs.ErrNotExist) {
+			err = os.Rename(l.work, l.dir)
+		}
+		if err == nil {
+			return nil
+		}
+		err = fmt.Errorf("write layout: %w", err)
+	}
+	_ = os.RemoveAll(l.work)
+	return err
+}
+
+// Add an image under a name, in place of what had that name. Blobs that are there already are not read; nothing names
+// the image before all of it is there. Memory does not grow with the image.
+func (l *Layout) Add(ctx context.Context, img v1.Image, ref string) error {
+	if err := l.add(ctx, img, ref); err != nil {
+		return fmt.Errorf("write layout: %w", err)
+	}
+	return nil
+}
+
+func (l *Layout) add(ctx context.Context, img v1.Image, ref string) error {
+	root := cmp.Or(l.work, l.dir)
+	all, desc, err := blobs(img)
+	if err != nil {
+		return err
+	}
+	for _, b := range all {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := b.store(root); err != nil {
+			return err
+		}
+	}
+	index := &v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
+	if path, err := layout.FromPath(root); err == nil {
+		there, err := path.ImageIndex()
+		if err != nil {
+			return err
+		}
+		if index, err = there.IndexManifest(); err != nil {
+			return err
+		}
+	}
+	desc.Annotations = map[string]string{labelRefName: ref}
+	index.Manifests = append(slices.DeleteFunc(index.Manifests, func(d v1.Descriptor) bool { return d.Annotations[labelRefName] == ref }), desc)
+	data, err := json.MarshalIndent(index, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeWhole(filepath.Join(root, indexFileName), data)
+}
+
+// store the blob in a layout, if it is not there. It appears under its name only as a whole.
+func (b blob) store(root string) error {
+	file := filepath.Join(root, filepath.FromSlash(b.path()))
+	if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && info.Size() == b.size {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil { //nolint:gosec // as the layout
+		return err
+	}
+	return replaceFile(file, b.copy)
+}
+
+func writeWhole(file string, data []byte) error {
+	return replaceFile(file, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
+// replaceFile writes a file that takes its place once it is whole.
+func replaceFile(file string, write func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(file), ".tmp-*")
+	if err != nil {
+		return err
+	}
+	err = write(f)
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), file)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+	}
+	return err
+}
+
+// WriteTarball writes an image as one file, for `docker load`, `podman load` and `ctr image import`: an OCI image
+// layout that is also what `docker save` writes, so that the image keeps its digest where a store keeps digests. name is
+// [HOST[:PORT]/]NAME:TAG. The same image gives the same bytes, and memory does not grow with it.
+func WriteTarball(ctx context.Context, w io.Writer, img v1.Image, name string) error {
+	if err := writeTarball(ctx, w, img, name); err != nil {
+		return fmt.Errorf("write tarball: %w", err)
+	}
+	return nil
+}
+
+func writeTarball(ctx context.Context, w io.Writer, img v1.Image, name string) error {
+	ref, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return refuse(rollout.ReasonInvalid, fieldRegistry, "write it as HOST[:PORT][/PATH], in lower case", "%q is not the name of an image: %v", name, err)
+	}
+	tagged, ok := ref.(reference.NamedTagged)
+	if !ok {
+		return refuse(rollout.ReasonInvalid, fieldRegistry, "name the image as NAME:TAG", "%q has no tag", name)
+	}
+	all, desc, err := blobs(img)
+	if err != nil {
+		return err
+	}
+	desc.Annotations = map[string]string{labelContainerd: ref.String(), labelRefName: tagged.Tag()}
+	index, err := json.Marshal(v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{desc}})
+	if err != nil {
+		return err
+	}
+	m, err := img.Manifest()
+	if err != nil {
+		return err
+	}
+	saved := tarball.Descriptor{Config: blob{Hash: m.Config.Digest}.path(), RepoTags: []string{reference.FamiliarString(ref)}}
+	for _, l := range m.Layers {
+		saved.Layers = append(saved.Layers, blob{Hash: l.Digest}.path())
+	}
+	manifest, err := json.Marshal(tarball.Manifest{saved})
+	if err != nil {
+		return err
+	}
+	tw := tar.NewWriter(w)
+	entry := func(name string, size int64, write func(io.Writer) error) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o644, ModTime: time.Unix(0, 0)}
+		if write == nil {
+			h.Typeflag, h.Mode = tar.TypeDir, 0o755
+		}
+		if err := tw.WriteHeader(h); err != nil || write == nil {
+			return err
+		}
+		return write(tw)
+	}
+	text := func(name string, data []byte) error {
+		return entry(name, int64(len(data)), func(w io.Writer) error { _, err := w.Write(data); return err })
+	}
+	for _, err := range []error{
+		text(layoutFileName, []byte(layoutVersion)), text(indexFileName, index), text("manifest.json", manifest),
+		entry("blobs/", 0, nil), entry("blobs/sha256/", 0, nil),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	for _, b := range all {
+		if err := entry(b.path(), b.size, b.copy); err != nil {
+			return err
+		}
+	}
+	return tw.Close()
+}
+
+// AddTo adds the image to a layout under its version's name.
+func (m Made) AddTo(ctx context.Context, l *Layout) error {
+	err := l.Add(ctx, m.Image, m.Name)
+	if err != nil {
+		m.forget(ctx)
+	}
+	return err
+}
+
+// WriteTarball is WriteTarball of the image.
+func (m Made) WriteTarball(ctx context.Context, w io.Writer, name string) error {
+	err := WriteTarball(ctx, w, m.Image, name)
+	if err != nil {
+		m.forget(ctx)
+	}
+	return err
+}
