@@ -51,6 +51,9 @@ type Parts struct {
 	Environment string
 	// Source is the address of the repository, Revision its commit; both may be empty.
 	Source, Revision string
+	// layers of the project, and the SHA-256 of its models' files.
+	layers []addition
+	sums   map[string]string
 }
 
 // Assemble makes a version's image. What has not changed since it was last hashed is not read, and
@@ -59,22 +62,23 @@ type Parts struct {
 // project stays as it is. Errors are *rollout.Error values for what cannot be in an image or run in it.
 func Assemble(ctx context.Context, p Parts, ready func(context.Context, v1.Layer) error) (v1.Image, error) {
 	c, err := planContents(ctx, projectFiles(p.Package.Listing, modelLinks(p.Models)), memory{})
+	if err == nil {
+		p.layers, p.sums, err = c.layers(ctx, ready)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("assemble image: %w", err)
 	}
-	return assemble(ctx, p, c, ready)
+	return assemble(p)
 }
 
-func assemble(ctx context.Context, p Parts, c *contents, ready func(context.Context, v1.Layer) error) (v1.Image, error) {
+// assemble an image of which the layers are there.
+func assemble(p Parts) (v1.Image, error) {
 	fail := func(err error) (v1.Image, error) { return nil, fmt.Errorf("assemble image: %w", err) }
 	config, err := versionConfig(p)
 	if err != nil {
 		return fail(err)
 	}
-	layers, sums, err := c.layers(ctx, ready)
-	if err != nil {
-		return fail(err)
-	}
+	sums := maps.Clone(p.sums)
 	labels := map[string]string{labelBaseName: p.Base.Name, labelBaseSum: p.Base.Digest.String()}
 	// Models from elsewhere lie below what is Sluice's and the project's, over which they have no say.
 	var own []addition
@@ -84,7 +88,7 @@ func assemble(ctx context.Context, p Parts, c *contents, ready func(context.Cont
 			sums[m.Name+"/"+m.Version+"/"+f.Path] = f.SHA256
 		}
 	}
-	own = append(append(own, addition{p.Runner, "runner"}), layers...)
+	own = append(append(own, addition{p.Runner, "runner"}), p.layers...)
 	var models string
 	if len(sums) > 0 {
 		models = SetDigest(sums)

@@ -123,6 +123,53 @@ func named(program string) []int {
 	return out
 }
 
+// variableBuild makes the test's own program have BuildKit build and push, as buildctl would, and end.
+const variableBuild = "SLUICE_TEST_BUILD"
+
+func init() {
+	args := os.Getenv(variableBuild)
+	if args == "" {
+		return
+	}
+	a := strings.Split(args, "|")
+	if err := buildAndPush(context.Background(), a[0], a[1], a[2], a[3], a[4]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func buildAndPush(ctx context.Context, address, dir, dockerfile, target, compression string) error {
+	bk, err := client.New(ctx, address)
+	if err != nil {
+		return err
+	}
+	defer bk.Close()
+	files, err := fsutil.NewFS(dir)
+	if err != nil {
+		return err
+	}
+	docker, err := fsutil.NewFS(dockerfile)
+	if err != nil {
+		return err
+	}
+	status := make(chan *client.SolveStatus)
+	go func() {
+		for range status { //nolint:revive // nobody looks
+		}
+	}()
+	_, err = bk.Solve(ctx, nil, client.SolveOpt{
+		Frontend: "dockerfile.v0", SharedKey: "bench",
+		LocalMounts: map[string]fsutil.FS{"context": files, "dockerfile": docker},
+		Exports: []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{
+			"name": target, "push": "true", "registry.insecure": "true", "oci-mediatypes": "true",
+			// Else what another build has compressed is taken as it is.
+			"compression": compression, "force-compression": "true",
+		}}},
+	}, status)
+	return err
+}
+
 type figures struct {
 	seconds float64
 	sent    int64
@@ -184,57 +231,34 @@ func TestBenchDeploy(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	bk, err := client.New(t.Context(), address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer bk.Close()
-	buildkit := func(kind, compression string) {
-		fs, err := fsutil.NewFS(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		docker, err := fsutil.NewFS(filepath.Join(dir, kind))
-		if err != nil {
-			t.Fatal(err)
-		}
-		export := map[string]string{"name": host + "/" + kind + "-" + compression + ":1", "push": "true", "registry.insecure": "true", "oci-mediatypes": "true", "compression": compression}
-		status := make(chan *client.SolveStatus)
-		go func() {
-			for range status { //nolint:revive // nobody looks
-			}
-		}()
-		if _, err := bk.Solve(context.Background(), nil, client.SolveOpt{
-			Frontend: "dockerfile.v0", SharedKey: "bench",
-			LocalMounts: map[string]fsutil.FS{"context": fs, "dockerfile": docker},
-			Exports:     []client.ExportEntry{{Type: client.ExporterImage, Attrs: export}},
-		}, status); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s := newRegistry(t).shipper(t)
-	cache := t.TempDir()
-	var ours atomic.Int64
-	sluice := func() {
+	// Each peer is a process of its own, as a command line is.
+	var running atomic.Int64
+	child := func(variable string, args ...string) {
 		c := exec.Command(os.Args[0])
-		c.Env = append(os.Environ(), variableShip+"="+strings.Join([]string{host + "/models", s.RunnerFile, host + "/base:1", cache, dir}, "|"))
+		c.Env = append(os.Environ(), variable+"="+strings.Join(args, "|"))
 		c.Stderr = os.Stderr
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
 		}
-		ours.Store(int64(c.Process.Pid))
+		running.Store(int64(c.Process.Pid))
 		if err := c.Wait(); err != nil {
 			t.Fatal(err)
 		}
 	}
+	buildkit := func(kind, compression string) {
+		child(variableBuild, address, dir, filepath.Join(dir, kind), host+"/"+kind+"-"+compression+":1", compression)
+	}
+	s := newRegistry(t).shipper(t)
+	cache := t.TempDir()
+	sluice := func() { child(variableShip, host+"/models", s.RunnerFile, host+"/base:1", cache, dir) }
 	type peer struct {
 		name string
 		run  func()
 		pids func() []int
 	}
-	daemon := func() []int { return append(named("buildkitd"), os.Getpid()) }
+	daemon := func() []int { return append(named("buildkitd"), int(running.Load())) }
 	peers := []peer{
-		{"sluice", sluice, func() []int { return []int{int(ours.Load())} }},
+		{"sluice", sluice, func() []int { return []int{int(running.Load())} }},
 		{"well-made Dockerfile, gzip", func() { buildkit("well", "gzip") }, daemon},
 		{"well-made Dockerfile, uncompressed", func() { buildkit("well", "uncompressed") }, daemon},
 		{"COPY . ., gzip", func() { buildkit("all", "gzip") }, daemon},
@@ -284,7 +308,7 @@ func TestBenchDeploy(t *testing.T) {
 	}
 
 	// Hashing and packing alone, of files that are in memory already.
-	pack, err := projects.Prepare(t.Context(), dir)
+	pack, err := projects.Prepare(t.Context(), dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

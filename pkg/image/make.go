@@ -3,6 +3,7 @@ package image
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"io/fs"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -73,33 +74,20 @@ func (s Shipper) make(ctx context.Context, dir string, besides []fs.FileInfo, to
 			out.Close()
 		}
 	}()
-	memory := memory{dir: s.CacheDir}
 	parts := Parts{Package: pack, Source: s.SourceURL}
-	err = s.underlay(ctx, dir, &parts, memory)
-	if err := <-asked; err != nil { // whatever else is wrong, this is looked at no more
+	err = s.layers(ctx, dir, &parts, &out, to)
+	if err := <-asked; err != nil { // whatever else is wrong
 		return Made{}, err
 	}
 	if err != nil {
 		return Made{}, err
 	}
-	pack.Source, parts.Package.Source = source, source
-	models, clean, err := s.fetchModels(ctx, pack.Manifest, memory, s.TempDir)
-	if err != nil {
-		return Made{}, err
-	}
-	out.close = append(out.close, clean)
-	parts.Models = models
-	c, err := planContents(ctx, projectFiles(pack.Listing, modelLinks(models)), memory)
-	if err != nil {
-		return Made{}, err
-	}
-	pack.Size = pack.Listing.Bytes
+	pack.Source, pack.Size = source, pack.Listing.Bytes
 	if deploy.SourceOf(pack, s.Source).NamedByArchive() {
-		if pack.Digest, err = c.archiveDigest(ctx, pack.Listing); err != nil {
+		if pack.Digest, err = out.contents.archiveDigest(ctx, pack.Listing); err != nil {
 			return Made{}, err
 		}
 	}
-	out.contents = c
 	if out.Shipment, err = deploy.NewShipment(dir, pack, s.Source); err != nil {
 		return Made{}, err
 	}
@@ -112,8 +100,7 @@ func (s Shipper) make(ctx context.Context, dir string, besides []fs.FileInfo, to
 		out.Settings.Server = &own
 	}
 	out.Platform, out.Base = parts.Platform, parts.Base
-	if out.Image, err = s.assembleTo(ctx, parts, c, cmp.Or(s.Endpoint, out.Endpoint), to); err != nil {
-		out.forget(ctx)
+	if out.Image, err = assemble(parts); err != nil {
 		return Made{}, err
 	}
 	if size, err := Size(out.Image); err == nil {
@@ -122,28 +109,45 @@ func (s Shipper) make(ctx context.Context, dir string, besides []fs.FileInfo, to
 	return out, nil
 }
 
-// assembleTo assembles, and sends large layers to where to says as soon as they are hashed.
-func (s Shipper) assembleTo(ctx context.Context, p Parts, c *contents, endpoint string, to func(endpoint string) (*uploads, error)) (v1.Image, error) {
-	if to == nil {
-		return assemble(ctx, p, c, nil)
+// layers makes all that does not depend on the commit, and sends what is large to where to says, as soon as it is hashed.
+func (s Shipper) layers(ctx context.Context, dir string, p *Parts, out *Made, to func(endpoint string) (*uploads, error)) error {
+	var up *uploads
+	if to != nil {
+		var err error
+		if up, err = to(cmp.Or(s.Endpoint, p.Package.Manifest.Endpoint)); err != nil {
+			return err
+		}
 	}
-	up, err := to(endpoint)
-	if err != nil {
-		return nil, err
+	memory := memory{dir: s.CacheDir}
+	if err := s.underlay(ctx, dir, p, memory); err != nil {
+		return err
 	}
-	img, err := assemble(ctx, p, c, up.send)
-	if err != nil {
-		return nil, err
+	var clean func()
+	var err error
+	if p.Models, clean, err = s.fetchModels(ctx, p.Package.Manifest, memory, s.TempDir); err != nil {
+		return err
+	}
+	out.close = append(out.close, clean)
+	if out.contents, err = planContents(ctx, projectFiles(p.Package.Listing, modelLinks(p.Models)), memory); err != nil {
+		return err
+	}
+	var ready func(context.Context, v1.Layer) error
+	if up != nil {
+		ready = up.send
+	}
+	if p.layers, p.sums, err = out.contents.layers(ctx, ready); err != nil {
+		out.forget(ctx)
+		return fmt.Errorf("make layers: %w", err)
 	}
 	for _, m := range p.Models {
-		if m.registry == up.repo.Registry {
+		if up == nil || m.registry == up.repo.Registry {
 			continue // its layers are mounted
 		}
 		for _, l := range m.layers {
 			if err := up.send(ctx, l.layer); err != nil {
-				return nil, err
+				return err
 			}
 		}
 	}
-	return img, nil
+	return nil
 }

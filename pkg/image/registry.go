@@ -2,9 +2,7 @@ package image
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -15,10 +13,12 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/sluice-dev/sluice/rollout"
 )
+
+// jobs is how many layers are asked after, or sent, at once.
+const jobs = 8
 
 // Client reads from and writes to registries. The zero value works.
 type Client struct {
@@ -81,7 +81,7 @@ func (c Client) options(ctx context.Context) []remote.Option {
 	if keys == nil {
 		keys = authn.DefaultKeychain
 	}
-	out := []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(keys), remote.WithUserAgent("sluice")}
+	out := []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(keys), remote.WithUserAgent("sluice"), remote.WithJobs(jobs)}
 	if c.session != nil {
 		out = append(out, remote.Reuse(c.session.puller), remote.Reuse(c.session.pusher))
 	}
@@ -180,7 +180,7 @@ func (c Client) Find(ctx context.Context, field, ref string, platform v1.Platfor
 }
 
 // Push writes an image to a repository and returns its name by digest. Layers that the repository has are not
-// sent, and nothing is if it has the image: known says so. Last, and only once the image is whole, tag names it, so that
+// sent, and nothing is if tag names the image already: known says so. Last, and only once the image is whole, tag names it, so that
 // registries which clean up do not take it for left-overs; that a tag may not move is told, and no error. Refusals
 // are registry_unreachable, registry_denied and registry_refused.
 func (c Client) Push(ctx context.Context, img v1.Image, repo name.Repository, tag string) (ref name.Digest, known bool, err error) {
@@ -190,42 +190,17 @@ func (c Client) Push(ctx context.Context, img v1.Image, repo name.Repository, ta
 		return name.Digest{}, false, fmt.Errorf("%s: %w", doing, err)
 	}
 	ref = repo.Digest(digest.String())
-	if known, err = c.has(ctx, ref); err != nil {
-		return name.Digest{}, false, failure(err, fieldRegistry, doing, repo.Registry, rollout.ReasonRegistryRefused)
-	}
-	if known {
-		c.tag(ctx, img, digest, repo.Tag(tag))
+	// Some registries answer with 401 or 403 what is not there yet; pushing tells.
+	if d, err := remote.Head(repo.Tag(tag), c.options(ctx)...); err == nil && d.Digest == digest {
 		return ref, true, nil
 	}
 	if err = remote.Write(ref, img, c.options(ctx)...); err != nil {
 		return name.Digest{}, false, failure(err, fieldRegistry, doing, repo.Registry, rollout.ReasonRegistryRefused)
 	}
-	c.tag(ctx, img, digest, repo.Tag(tag))
+	if err := remote.Tag(repo.Tag(tag), img, c.options(ctx)...); err != nil {
+		c.progress("warning: tag %s does not name the image: %v; it is used by its digest, and the registry may take it for a left-over one day", tag, err)
+	}
 	return ref, false, nil
-}
-
-// tag makes a tag name an image that is there.
-func (c Client) tag(ctx context.Context, img v1.Image, digest v1.Hash, tag name.Tag) {
-	if d, err := remote.Head(tag, c.options(ctx)...); err == nil && d.Digest == digest {
-		return
-	}
-	if err := remote.Tag(tag, img, c.options(ctx)...); err != nil {
-		c.progress("warning: %s does not name the image: %v; it is used by its digest, and the registry may take it for a left-over one day", tag.Name(), err)
-	}
-}
-
-// has says whether a repository has a manifest.
-func (c Client) has(ctx context.Context, ref name.Reference) (bool, error) {
-	_, err := remote.Head(ref, c.options(ctx)...)
-	if err == nil {
-		return true, nil
-	}
-	// Some registries answer with 401 or 403 what is not there yet; pushing tells.
-	var said *transport.Error
-	if errors.As(err, &said) && said.StatusCode < http.StatusInternalServerError && said.StatusCode != http.StatusTooManyRequests {
-		return false, nil
-	}
-	return false, err
 }
 
 // reportEvery is how often a long push says how far it is.
