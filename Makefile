@@ -120,6 +120,14 @@ build-e2e: buildkit ## builds of environments with a real buildkitd and a Docker
 	@$(BIN)/buildkit run -- go test -count=1 -timeout 15m -v ./pkg/image/build
 	@$(BIN)/buildkit run --docker -- go test -count=1 -timeout 15m -v -run TestDockerEngine ./pkg/image/build
 
+# What makes bills of materials is a module of its own; syft takes some minutes to compile the first time.
+.PHONY: sbom sbom-test
+sbom: ## sluice-sbom into bin/, beside sluice
+	@mkdir -p bin && CGO_ENABLED=0 go build -C sbom -trimpath -ldflags "-s -w" -o $(CURDIR)/bin/sluice-sbom ./cmd/sluice-sbom
+
+sbom-test: $(LINT) ## its own test
+	@cd sbom && go vet ./... && $(LINT) run --config ../.golangci.yml ./... && go test -count=1 -timeout 10m ./...
+
 generate: ## references that are made from the code
 	go test ./rollout -run TestReasonsReference -update
 	go test ./cmd/sluice/internal/cli -run TestCommandReference -update

@@ -50,6 +50,7 @@ const (
 	ReasonDiskFull            Reason = "disk_full"
 	ReasonScanFailed          Reason = "scan_failed"
 	ReasonNoScanner           Reason = "no_scanner"
+	ReasonSBOMFailed          Reason = "sbom_failed"
 
 	// Why the strategy moved or waits.
 	ReasonStepComplete  Reason = "step_complete"
