@@ -128,6 +128,14 @@ image-e2e: ## pushes to Docker's own registry: broken connections, kills, a full
 bench-images: buildkit ## deploys of a 2 GiB model, side by side with BuildKit; about ten minutes
 	@SLUICE_TEST_DISTRIBUTION=$(DISTRIBUTION) $(BIN)/buildkit run -- go test -count=1 -tags bench -timeout 40m -v -run TestBenchDeploy ./pkg/image
 
+# What makes bills of materials is a module of its own; syft takes some minutes to compile the first time.
+.PHONY: sbom sbom-test
+sbom: ## sluice-sbom into bin/, beside sluice
+	@mkdir -p bin && CGO_ENABLED=0 go build -C sbom -trimpath -ldflags "-s -w" -o $(CURDIR)/bin/sluice-sbom ./cmd/sluice-sbom
+
+sbom-test: $(LINT) ## its own test
+	@cd sbom && go vet ./... && $(LINT) run --config ../.golangci.yml ./... && go test -count=1 -timeout 10m ./...
+
 generate: ## references that are made from the code
 	go test ./rollout -run TestReasonsReference -update
 	go test ./cmd/sluice/internal/cli -run TestCommandReference -update

@@ -53,6 +53,7 @@ const (
 	ReasonModelMismatch       Reason = "model_mismatch"
 	ReasonScanFailed          Reason = "scan_failed"
 	ReasonNoScanner           Reason = "no_scanner"
+	ReasonSBOMFailed          Reason = "sbom_failed"
 
 	// Why the strategy moved or waits.
 	ReasonStepComplete  Reason = "step_complete"

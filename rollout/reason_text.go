@@ -53,6 +53,7 @@ func Reasons() []struct {
 		{ReasonModelMismatch, "What a model's `uri` gives has another SHA-256 than the manifest says."},
 		{ReasonScanFailed, "The scanner objects to the image, or did not finish; its output says why."},
 		{ReasonNoScanner, "The scanner could not be started."},
+		{ReasonSBOMFailed, "The image's bill of materials could not be made."},
 		{ReasonStepComplete, "The step had its requests and its time, and the evidence is not against the treatment: the next step begins."},
 		{ReasonStepStarted, "The first step of the strategy began."},
 		{ReasonStepRunning, "The present step still lacks requests or time."},

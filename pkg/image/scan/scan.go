@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -63,7 +64,7 @@ func (c Command) Run(ctx context.Context, image string, s Streams) error {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...) //nolint:gosec // running it is what it is for
 	cmd.Stdout, cmd.Stderr = s.Out, s.Err
 	cmd.Env = append(slices.Clone(s.Env), Variable+"="+image)
-	cmd.Cancel, cmd.WaitDelay = func() error { return interrupt(cmd.Process) }, grace
+	cmd.Cancel, cmd.WaitDelay = func() error { return cmd.Process.Signal(os.Interrupt) }, grace
 	refused := func(reason rollout.Reason, hint, format string, more ...any) error {
 		return &rollout.Error{Reason: reason, Field: "scan", Message: fmt.Sprintf(format, more...), Hint: hint}
 	}

@@ -109,6 +109,7 @@ ENDPOINT VERSION") or makes room for a seventh version. The same deploy again go
 	env := func(name string) string { return a.io.Getenv("SLUICE_" + name) }
 	a.imageFlags(f)
 	f.StringVar(&a.images.pullRegistry, "pull-registry", env("PULL_REGISTRY"), "HOST[:PORT] by which nodes reach that registry, if it is another ($SLUICE_PULL_REGISTRY)")
+	f.BoolVar(&checks.sbom, "sbom", false, "attach a bill of materials to the pushed image (target kubernetes)")
 	f.StringVar(&checks.scanner, "scan", env("SCAN"), "command of a scanner that looks at the pushed image, {image} in it; the version joins only if it ends with 0 (target kubernetes; $SLUICE_SCAN)")
 	f.StringVar(&o.Router, "router-url", env("ROUTER_URL"), "router's address for the smoke test, if the endpoint's is not reached from here ($SLUICE_ROUTER_URL)")
 	f.DurationVar(&o.Timeout, "timeout", 5*time.Minute, "how long it may take to become ready; 0 does not wait and gives it no part")

@@ -192,7 +192,8 @@ Begin with "sluice demo", or "sluice up" in one terminal and "sluice deploy DIR"
 	})
 	root.AddCommand(
 		a.deployCmd(), a.statusCmd(), a.trafficCmd(), a.promoteCmd(), a.rollbackCmd(), a.updateCmd(), a.deleteCmd(), a.waitCmd(), a.logsCmd(),
-		a.keysCmd(), a.replicasCmd(), a.holdCmd(), a.resumeCmd(), a.lockCmd(), a.unlockCmd(), a.packageCmd(), a.environmentCmd(), a.modelCmd(), a.scanCmd(), a.registryCmd(), a.upCmd(), a.demoCmd(), a.versionCmd(),
+		a.keysCmd(), a.replicasCmd(), a.holdCmd(), a.resumeCmd(), a.lockCmd(), a.unlockCmd(), a.packageCmd(), a.environmentCmd(), a.modelCmd(), a.scanCmd(), a.sbomCmd(), a.registryCmd(),
+		a.upCmd(), a.demoCmd(), a.versionCmd(),
 	)
 	for _, c := range root.Commands() {
 		wrapArgs(c)
@@ -319,7 +320,7 @@ func exitCode(err error) int {
 		return exitNotReady
 	case rollout.ReasonInternal, rollout.ReasonInitFailed, rollout.ReasonCrashed, rollout.ReasonImageMissing, rollout.ReasonProbeFailed, rollout.ReasonSmokeFailed,
 		rollout.ReasonInterrupted, rollout.ReasonRegistryUnreachable, rollout.ReasonBuildFailed, rollout.ReasonNoBuilder, rollout.ReasonDiskFull, rollout.ReasonModelUnreachable,
-		rollout.ReasonScanFailed, rollout.ReasonNoScanner:
+		rollout.ReasonScanFailed, rollout.ReasonNoScanner, rollout.ReasonSBOMFailed:
 		return exitFailed
 	default:
 		return exitRefused

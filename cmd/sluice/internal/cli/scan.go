@@ -5,7 +5,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/sluice-dev/sluice/pkg/deploy"
 	"github.com/sluice-dev/sluice/pkg/image/scan"
 )
 
@@ -38,28 +37,4 @@ func (a *app) scan(ctx context.Context, image string, command scan.Command) erro
 	}
 	a.progress("%s does not object to %s", command[0], image)
 	return nil
-}
-
-// admission is what an image goes through between its push and its version's joining.
-type admission struct {
-	scanner string
-}
-
-// check that the flags make sense, and give what a deploy asks; nil asks nothing.
-func (a *app) admit(o admission) (func(context.Context, deploy.Shipment) error, error) {
-	if o.scanner == "" {
-		return nil, nil
-	}
-	if a.target != "kubernetes" {
-		return nil, misuse("--scan", "leave it out: on this machine a version is an archive, and no image", "--scan goes with --target kubernetes")
-	}
-	command, err := scan.Parse("--scan", o.scanner)
-	if err != nil {
-		return nil, err
-	}
-	said := a.besideStdout() // standard output is the deploy's
-	return func(ctx context.Context, s deploy.Shipment) error {
-		a.progress("scanning %s with %s", s.Pushed, command[0])
-		return said.scan(ctx, s.Pushed, command)
-	}, nil
 }
