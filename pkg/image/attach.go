@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/http"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
@@ -101,4 +104,18 @@ func (a artifact) LayerByDigest(h v1.Hash) (partial.CompressedLayer, error) {
 		return a.layer, err
 	}
 	return partial.ConfigLayer(a)
+}
+
+// has says whether a repository has a manifest.
+func (c Client) has(ctx context.Context, ref name.Reference) (bool, error) {
+	_, err := remote.Head(ref, c.options(ctx)...)
+	if err == nil {
+		return true, nil
+	}
+	// Some registries answer with 401 or 403 what is not there yet; pushing tells.
+	var said *transport.Error
+	if errors.As(err, &said) && said.StatusCode < http.StatusInternalServerError && said.StatusCode != http.StatusTooManyRequests {
+		return false, nil
+	}
+	return false, err
 }
