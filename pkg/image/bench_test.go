@@ -259,10 +259,9 @@ func TestBenchDeploy(t *testing.T) {
 	daemon := func() []int { return append(named("buildkitd"), int(running.Load())) }
 	peers := []peer{
 		{"sluice", sluice, func() []int { return []int{int(running.Load())} }},
-		{"well-made Dockerfile, gzip", func() { buildkit("well", "gzip") }, daemon},
-		{"well-made Dockerfile, uncompressed", func() { buildkit("well", "uncompressed") }, daemon},
-		{"COPY . ., gzip", func() { buildkit("all", "gzip") }, daemon},
-		{"COPY . ., uncompressed", func() { buildkit("all", "uncompressed") }, daemon},
+		// Uncompressed is the faster by far: gzip, the default, takes a minute for each GiB of weights, and saves nothing.
+		{"BuildKit, well-made Dockerfile", func() { buildkit("well", "uncompressed") }, daemon},
+		{"BuildKit, COPY . .", func() { buildkit("all", "uncompressed") }, daemon},
 	}
 	stages := []string{"first deploy", "one line of code", "one weight file of eight"}
 	got := map[string]map[string]figures{}
@@ -282,7 +281,9 @@ func TestBenchDeploy(t *testing.T) {
 			before := sent.Load()
 			began := time.Now()
 			most := peak(p.pids, p.run)
-			got[stage][p.name] = figures{time.Since(began).Seconds(), sent.Load() - before, most}
+			f := figures{time.Since(began).Seconds(), sent.Load() - before, most}
+			got[stage][p.name] = f
+			t.Logf("%s, %s: %.2f s, %.2f MiB sent, %d MiB memory", stage, p.name, f.seconds, float64(f.sent)/mib, f.memory/mib)
 		}
 	}
 	var table strings.Builder
@@ -299,9 +300,9 @@ func TestBenchDeploy(t *testing.T) {
 	_ = w.Flush()
 	t.Log("\n" + table.String())
 	change := got[stages[1]]
-	well := min(change[peers[1].name].seconds, change[peers[2].name].seconds)
+	well := change[peers[1].name].seconds
 	us := change["sluice"]
-	t.Logf("change of code: %.1f times as fast as the faster well-made one (goal 5), %.3f MiB sent (goal < 1), memory %d MiB at most in any stage (goal 128)",
+	t.Logf("change of code: %.1f times as fast as the well-made one (goal 5), %.3f MiB sent (goal < 1), memory %d MiB at most in any stage (goal 128)",
 		well/us.seconds, float64(us.sent)/mib, max(got[stages[0]]["sluice"].memory, us.memory, got[stages[2]]["sluice"].memory)/mib)
 	if us.sent >= mib {
 		t.Errorf("%d bytes were sent for a change of code", us.sent)
