@@ -123,7 +123,7 @@ build-e2e: buildkit ## builds of environments with a real buildkitd and a Docker
 # What makes bills of materials is a module of its own; syft takes some minutes to compile the first time.
 .PHONY: sbom sbom-test
 sbom: ## sluice-sbom into bin/, beside sluice
-	@mkdir -p bin && CGO_ENABLED=0 go build -C sbom -trimpath -ldflags "-s -w" -o $(CURDIR)/bin/sluice-sbom ./cmd/sluice-sbom
+	@mkdir -p bin && CGO_ENABLED=0 go build -C sbom -ldflags "-s -w" -o $(CURDIR)/bin/sluice-sbom ./cmd/sluice-sbom
 
 sbom-test: $(LINT) ## its own test
 	@cd sbom && go vet ./... && $(LINT) run --config ../.golangci.yml ./... && go test -count=1 -timeout 10m ./...
