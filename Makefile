@@ -131,7 +131,7 @@ bench-images: buildkit ## deploys of a 2 GiB model, side by side with BuildKit; 
 # What makes bills of materials is a module of its own; syft takes some minutes to compile the first time.
 .PHONY: sbom sbom-test
 sbom: ## sluice-sbom into bin/, beside sluice
-	@mkdir -p bin && CGO_ENABLED=0 go build -C sbom -trimpath -ldflags "-s -w" -o $(CURDIR)/bin/sluice-sbom ./cmd/sluice-sbom
+	@mkdir -p bin && CGO_ENABLED=0 go build -C sbom -ldflags "-s -w" -o $(CURDIR)/bin/sluice-sbom ./cmd/sluice-sbom
 
 sbom-test: $(LINT) ## its own test
 	@cd sbom && go vet ./... && $(LINT) run --config ../.golangci.yml ./... && go test -count=1 -timeout 10m ./...
