@@ -69,16 +69,10 @@ func (u *uploads) send(ctx context.Context, l v1.Layer) error {
 	if err != nil || size < inPiecesFrom {
 		return err
 	}
-	up := &upload{uploads: u, layer: l, size: size, piece: pieceSize, told: time.Now()}
-	select {
-	case up.buf = <-u.turn:
-		defer func() { u.turn <- up.buf }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 	u.once.Do(func() { u.client, u.err = u.open(ctx) })
 	err = u.err
 	if err == nil {
+		up := &upload{uploads: u, layer: l, size: size, piece: pieceSize, told: time.Now()}
 		err = up.send(ctx)
 	}
 	if err == nil || errors.Is(err, errWhole) {
@@ -141,13 +135,23 @@ func (up *upload) send(ctx context.Context) (err error) {
 		}
 	}()
 	blob := up.url("blobs/" + digest.String())
+	if there, err := up.there(ctx, blob); err == nil && there {
+		return nil
+	}
+	select {
+	case up.buf = <-up.turn:
+		defer func() { up.turn <- up.buf }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	var best int64
 	for tries := 0; ; {
 		var wait time.Duration
-		if there, e := up.there(ctx, blob); e == nil && there {
-			return nil
-		} else if err = e; err == nil {
-			wait, err = up.run(ctx, digest)
+		if wait, err = up.run(ctx, digest); err != nil && ctx.Err() == nil {
+			// What came to its end may have been answered into a broken connection.
+			if there, e := up.there(ctx, blob); e == nil && there {
+				return nil
+			}
 		}
 		if err == nil || errors.Is(err, errWhole) || !mayPass(err) || ctx.Err() != nil {
 			return err

@@ -71,6 +71,27 @@ func Git(ctx context.Context, l *Listing) (Source, error) {
 		return Source{}, nil // no git: a directory like any other
 	}
 	g := gitRepo{bin: bin, dir: l.dir}
+	// All at once: each is a program that has to start. What they say holds only for a repository with a commit.
+	asking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type answer struct {
+		yes bool
+		err error
+	}
+	ask := func(f func(context.Context, *Listing) (bool, error)) chan answer {
+		out := make(chan answer, 1)
+		go func() {
+			yes, err := f(asking, l)
+			out <- answer{yes, err}
+		}()
+		return out
+	}
+	changed, untracked := ask(g.changed), ask(g.shipsUntracked)
+	defer func() {
+		cancel()
+		<-changed
+		<-untracked
+	}()
 	head, err := g.run(ctx, nil, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
 	if ctx.Err() != nil {
 		return Source{}, err
@@ -93,14 +114,15 @@ func Git(ctx context.Context, l *Listing) (Source, error) {
 	if !commitPattern.MatchString(s.Commit) {
 		return Source{}, fmt.Errorf("ask git for the commit: it said %q", s.Commit)
 	}
-	if s.Dirty, err = g.changed(ctx, l); err != nil {
-		return Source{}, err
+	for _, asked := range []chan answer{changed, untracked} {
+		a := <-asked
+		asked <- a // for the end
+		if a.err != nil {
+			return Source{}, a.err
+		}
+		s.Dirty = s.Dirty || a.yes
 	}
-	if s.Dirty {
-		return s, nil
-	}
-	s.Dirty, err = g.shipsUntracked(ctx, l)
-	return s, err
+	return s, nil
 }
 
 // gitRepo runs git in a directory.
