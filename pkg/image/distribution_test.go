@@ -109,13 +109,12 @@ func whole(t *testing.T, host, repo string) []string {
 func breaking(t *testing.T, to string, hurt func(n int64) (after int64, breaks bool)) (host string, pieces, forwarded *atomic.Int64) {
 	t.Helper()
 	pieces, forwarded = &atomic.Int64{}, &atomic.Int64{}
-	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: to})
-	proxy.ErrorLog = log.New(io.Discard, "", 0)
-	rewrite := proxy.Director
-	proxy.Director = func(r *http.Request) {
-		was := r.Host
-		rewrite(r)
-		r.Host = was // by which the registry makes addresses
+	proxy := &httputil.ReverseProxy{
+		ErrorLog: log.New(io.Discard, "", 0),
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: to})
+			r.Out.Host = r.In.Host // by which the registry makes addresses
+		},
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPatch || r.ContentLength <= 0 {

@@ -14,10 +14,10 @@ func identity(info fs.FileInfo) (id []byte, changed time.Time, ok bool) {
 	if !ok {
 		return nil, time.Time{}, false
 	}
-	for _, n := range []int64{int64(st.Dev), int64(st.Ino), st.Size, st.Mtim.Sec, st.Mtim.Nsec, st.Ctim.Sec, st.Ctim.Nsec} { //nolint:unconvert,gosec // types differ by architecture; only the bits count
+	for _, n := range []int64{int64(st.Dev), int64(st.Ino), st.Size, info.ModTime().UnixNano(), st.Ctim.Nano()} { //nolint:gosec // only the bits count
 		id = binary.BigEndian.AppendUint64(id, uint64(n)) //nolint:gosec // only the bits count
 	}
-	changed = time.Unix(st.Ctim.Sec, st.Ctim.Nsec) //nolint:unconvert // int32 on some
+	changed = time.Unix(0, st.Ctim.Nano())
 	if m := info.ModTime(); m.After(changed) {
 		changed = m
 	}
