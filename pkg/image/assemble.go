@@ -15,6 +15,7 @@ import (
 
 	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/pkg/runner"
+	"github.com/sluice-dev/sluice/rollout"
 )
 
 const (
@@ -61,7 +62,7 @@ type Parts struct {
 // project as soon as its digest is known, several at once. The image can be read for as long as ctx lasts and the
 // project stays as it is. Errors are *rollout.Error values for what cannot be in an image or run in it.
 func Assemble(ctx context.Context, p Parts, ready func(context.Context, v1.Layer) error) (v1.Image, error) {
-	c, err := planContents(ctx, projectFiles(p.Package.Listing, modelLinks(p.Models)), memory{})
+	c, err := Client{}.planContents(ctx, projectFiles(p.Package.Listing, modelLinks(p.Models)), &memory{})
 	if err == nil {
 		p.layers, p.sums, err = c.layers(ctx, ready)
 	}
@@ -80,7 +81,8 @@ func assemble(p Parts) (v1.Image, error) {
 	}
 	sums := maps.Clone(p.sums)
 	labels := map[string]string{labelBaseName: p.Base.Name, labelBaseSum: p.Base.Digest.String()}
-	// Models from elsewhere lie below what is Sluice's and the project's, over which they have no say.
+	// Models from elsewhere lie below what is Sluice's and the project's, over which they have no say; over the base image
+	// they have: whoever pushes a model is trusted with that.
 	var own []addition
 	for _, m := range p.Models {
 		own = append(own, m.layers...)
@@ -105,6 +107,23 @@ func assemble(p Parts) (v1.Image, error) {
 		return fail(err)
 	}
 	return img, nil
+}
+
+// countLayers refuses more layers than nodes can stack, before any is made.
+func countLayers(base v1.Image, models []Model, parts int) error {
+	below, err := base.Layers()
+	if err != nil {
+		return fmt.Errorf("read base image: %w", err)
+	}
+	fetched := 0
+	for _, m := range models {
+		fetched += len(m.layers)
+	}
+	if n := len(below) + fetched + 1 + parts; n > maxLayers {
+		return refuse(rollout.ReasonTooManyModels, "models", "push files that belong together as one model with `sluice model push`, or use a base image of fewer layers",
+			"the image would have %d layers: %d of the base image, %d of models with a uri, %d of the project and 1 of the runner; file systems take %d", n, len(below), fetched, parts, maxLayers)
+	}
+	return nil
 }
 
 // addition is a layer and what its history says.

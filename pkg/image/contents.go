@@ -37,6 +37,11 @@ const (
 	// bundleSize of small model files in one layer; with more than maxBundles of that size, each holds more.
 	bundleSize = 256 << 20
 	maxBundles = 16
+	// settleFrom is the size from which a file's pages are written back before its digest is remembered: what is written
+	// through a mapping later would change neither of its times. For small files that would take longer than hashing them.
+	settleFrom = 1 << 20
+	// maxLayers of an image: file systems stack 127.
+	maxLayers = 120
 )
 
 // file is a file, or a symbolic link, on its way into an image.
@@ -88,7 +93,9 @@ func projectFiles(l *project.Listing, more []*file) walk {
 // contents are files as layers: big files, small model files in bundles, and the rest.
 type contents struct {
 	walk   walk
-	memory memory
+	memory *memory
+	// big is the size from which a file has a layer of its own.
+	big int64
 	// bigs is how many big files share a layer, bundle how many bytes of small model files.
 	bigs   int
 	bundle int64
@@ -104,6 +111,8 @@ type part struct {
 	// key identifies content; changed is when that last changed, zero if the system does not tell.
 	key     string
 	changed time.Time
+	// seen is when the files were looked at; it is before they are read.
+	seen time.Time
 }
 
 // slot of a path: the n-th of a kind of layer.
@@ -130,7 +139,7 @@ type sorter struct {
 
 func (s *sorter) next(f *file) slot {
 	switch {
-	case f.size >= bigFile:
+	case f.size >= s.c.big:
 		s.bigs++
 		return slot{slotBig, (s.bigs - 1) / s.c.bigs}
 	case f.rest:
@@ -144,13 +153,18 @@ func (s *sorter) next(f *file) slot {
 }
 
 // planContents looks at what there is; it reads no file.
-func planContents(ctx context.Context, w walk, m memory) (*contents, error) {
-	c := &contents{walk: w, memory: m}
+func (c Client) planContents(ctx context.Context, w walk, m *memory) (*contents, error) {
+	return planContents(ctx, w, m, c.sized(bigFile), c.sized(bundleSize))
+}
+
+func planContents(ctx context.Context, w walk, m *memory, big, bundle int64) (*contents, error) {
+	c := &contents{walk: w, memory: m, big: big}
+	seen := time.Now()
 	var bigs int
 	var small int64
 	if err := w(ctx, "", func(f *file) error {
 		switch {
-		case f.size >= bigFile:
+		case f.size >= big:
 			bigs++
 		case !f.rest:
 			small += f.size
@@ -160,7 +174,7 @@ func planContents(ctx context.Context, w walk, m memory) (*contents, error) {
 		return nil, fmt.Errorf("plan layers: %w", err)
 	}
 	c.bigs = max(1, (bigs+maxBigLayers-1)/maxBigLayers)
-	c.bundle = max(bundleSize, small/maxBundles+1)
+	c.bundle = max(bundle, small/maxBundles+1)
 	type growing struct {
 		*part
 		id *keyer
@@ -172,7 +186,7 @@ func planContents(ctx context.Context, w walk, m memory) (*contents, error) {
 		slot := s.next(f)
 		g := at[slot]
 		if g == nil {
-			g = &growing{part: &part{slot: slot}, id: newKeyer()}
+			g = &growing{part: &part{slot: slot, seen: seen}, id: newKeyer()}
 			at[slot] = g
 			c.parts = append(c.parts, g.part)
 		}
@@ -266,7 +280,7 @@ func (c *contents) layers(ctx context.Context, ready func(context.Context, v1.La
 			if err != nil {
 				return err
 			}
-			l.write = func(w io.Writer) error { return c.write(ctx, w, p, nil) } // from now on
+			l.write = func(w io.Writer) error { return c.write(ctx, w, p, nil, nil) } // from now on
 			made[i], found[i] = l, s
 			if ready == nil {
 				return nil
@@ -285,17 +299,21 @@ func (c *contents) layers(ctx context.Context, ready func(context.Context, v1.La
 	return out, sums, nil
 }
 
-// forget what was remembered of all parts.
-func (c *contents) forget() {
-	for _, p := range c.parts {
-		c.memory.forget(p.key)
-	}
-}
-
 // layer of a part, and the sums of its model files. The layer is read with ctx.
 func (c *contents) layer(ctx context.Context, p *part) (*layer, map[string]string, error) {
+	unsettled := false
 	write := func(sums map[string]string) func(io.Writer) error {
-		return func(w io.Writer) error { return c.write(ctx, w, p, sums) }
+		return func(w io.Writer) error {
+			settle := func(f io.Reader) {
+				if s, ok := f.(interface{ Settle() bool }); ok && !s.Settle() {
+					unsettled = true
+				}
+			}
+			if sums == nil || c.memory.dir == "" {
+				settle = nil
+			}
+			return c.write(ctx, w, p, sums, settle)
+		}
 	}
 	if r, ok := c.memory.get(p.key); ok && r.Size > 0 {
 		return &layer{compress: r.Compressed, digest: r.Digest, diffID: r.DiffID, size: r.Size}, r.Sums, nil
@@ -312,30 +330,37 @@ func (c *contents) layer(ctx context.Context, p *part) (*layer, map[string]strin
 	if err != nil {
 		return nil, nil, err
 	}
-	c.memory.put(p.key, p.changed, remembered{Digest: l.digest, DiffID: l.diffID, Size: l.size, Compressed: compress, Sums: sums})
+	if unsettled {
+		return l, sums, nil
+	}
+	c.memory.put(p.key, p.changed, p.seen, remembered{Digest: l.digest, DiffID: l.diffID, Size: l.size, Compressed: compress, Sums: sums})
 	return l, sums, nil
 }
 
-// write a part's tar. It notes the SHA-256 of model files in sums, unless that is nil.
-func (c *contents) write(ctx context.Context, w io.Writer, p *part, sums map[string]string) error {
+// write a part's tar. It notes the SHA-256 of model files in sums, unless that is nil, and has files settle that are large enough
+// for it to pay.
+func (c *contents) write(ctx context.Context, w io.Writer, p *part, sums map[string]string, settle func(io.Reader)) error {
 	t, s, key := newTree(w), sorter{c: c}, newKeyer()
 	err := c.walk(ctx, p.only, func(f *file) error {
 		if p.only != "" && f.path != p.only || p.only == "" && s.next(f) != p.slot {
 			return nil
 		}
 		key.add(f)
-		return f.write(t, sums)
+		if f.size < settleFrom {
+			return f.write(ctx, t, sums, nil)
+		}
+		return f.write(ctx, t, sums, settle)
 	})
 	if err != nil {
 		return err
 	}
 	if key.sum() != p.key {
-		return refuse(rollout.ReasonUnsafeFile, "", "run it again when nothing writes to it", "the files changed while they were read")
+		return errChanged()
 	}
 	return t.close()
 }
 
-func (f *file) write(t *tree, sums map[string]string) error {
+func (f *file) write(ctx context.Context, t *tree, sums map[string]string, settle func(io.Reader)) error {
 	h := &tar.Header{Typeflag: tar.TypeReg, Name: f.path, Size: f.size, Mode: 0o644}
 	if f.info == nil {
 		h.Typeflag, h.Linkname, h.Size = tar.TypeSymlink, f.link, 0
@@ -349,15 +374,38 @@ func (f *file) write(t *tree, sums map[string]string) error {
 		return err
 	}
 	defer func() { _ = r.Close() }()
+	if settle != nil {
+		settle(r)
+	}
+	content := reading(ctx, r)
 	if sums == nil || f.model == "" {
-		return t.add(h, r)
+		return t.add(h, content)
 	}
 	sum := sha256.New()
-	if err := t.add(h, io.TeeReader(r, sum)); err != nil {
+	if err := t.add(h, io.TeeReader(content, sum)); err != nil {
 		return err
 	}
 	sums[f.model] = hex.EncodeToString(sum.Sum(nil))
 	return nil
+}
+
+func errChanged() error {
+	return refuse(rollout.ReasonUnsafeFile, "", "run it again when nothing writes to them", "the files changed while they were read")
+}
+
+// reading is r for as long as ctx lasts.
+func reading(ctx context.Context, r io.Reader) io.Reader { return &contextReader{ctx, r} }
+
+type contextReader struct {
+	ctx context.Context // of the one reading
+	r   io.Reader
+}
+
+func (c *contextReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
 }
 
 // SetDigest is one digest for a set of files, however they are packed: that of the text which GNU's sha256sum prints
@@ -423,10 +471,11 @@ func shrinks(write func(io.Writer) error) (bool, error) {
 // archiveDigest is the SHA-256 of the archive that project.Package would write of l, of which c are the layers. It reads all of
 // the project, unless nothing has changed since it last did.
 func (c *contents) archiveDigest(ctx context.Context, l *project.Listing) (string, error) {
-	key, changed := newKeyer(), time.Time{}
+	key, changed, seen := newKeyer(), time.Time{}, time.Time{}
 	key.write("archive")
 	for _, p := range c.parts {
 		key.write(p.key)
+		seen = p.seen
 		if p.changed.IsZero() {
 			changed = time.Now()
 		} else if p.changed.After(changed) {
@@ -444,6 +493,14 @@ func (c *contents) archiveDigest(ctx context.Context, l *project.Listing) (strin
 	if err != nil {
 		return "", err
 	}
-	c.memory.put(key.sum(), changed, remembered{Digest: h})
+	// The name must be that of the content that the layers have.
+	now, err := planContents(ctx, c.walk, c.memory, c.big, c.bundle)
+	if err != nil {
+		return "", err
+	}
+	if !slices.EqualFunc(c.parts, now.parts, func(a, b *part) bool { return a.key == b.key }) {
+		return "", errChanged()
+	}
+	c.memory.put(key.sum(), changed, seen, remembered{Digest: h})
 	return a.Digest, nil
 }

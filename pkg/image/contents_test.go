@@ -2,12 +2,15 @@ package image_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -18,7 +21,13 @@ import (
 	"github.com/sluice-dev/sluice/pkg/image"
 )
 
-const mib = 1 << 20
+// unit is to the small sizes of these tests what a MiB is to the real ones.
+const (
+	mib  = 1 << 20
+	unit = mib / divided
+)
+
+const divided = 16
 
 // weights writes a file of random bytes, which do not shrink.
 func weights(t testing.TB, path string, size int64, seed uint64) {
@@ -80,12 +89,12 @@ func layersOf(t *testing.T, img v1.Image) (out []layerIs) {
 // TestLargeFiles: each has a layer, compressed where that pays, and only those that changed are read or moved.
 func TestLargeFiles(t *testing.T) {
 	r := newRegistry(t)
-	s := r.shipper(t)
+	s := r.small(t)
 	s.CacheDir = t.TempDir()
 	dir := project(t)
-	weights(t, filepath.Join(dir, "model/a.safetensors"), 65*mib, 1)
-	weights(t, filepath.Join(dir, "model/b.safetensors"), 70*mib, 2)
-	if err := os.WriteFile(filepath.Join(dir, "model/vocabulary.json"), bytes.Repeat([]byte(`{"token": 12345}, `), 4*mib), 0o644); err != nil {
+	weights(t, filepath.Join(dir, "model/a.safetensors"), 65*unit, 1)
+	weights(t, filepath.Join(dir, "model/b.safetensors"), 70*unit, 2)
+	if err := os.WriteFile(filepath.Join(dir, "model/vocabulary.json"), bytes.Repeat([]byte(`{"token": 12345}, `), 4*unit), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	age()
@@ -99,8 +108,8 @@ func TestLargeFiles(t *testing.T) {
 		is       types.MediaType
 		min, max int64
 	}{
-		{"model/a.safetensors", types.OCIUncompressedLayer, 65 * mib, 66 * mib}, {"model/b.safetensors", types.OCIUncompressedLayer, 70 * mib, 71 * mib},
-		{"models", types.OCILayer, 1, 2000}, {"model/vocabulary.json", types.OCILayer, 1, 2 * mib}, {"project", types.OCILayer, 1, 2000},
+		{"model/a.safetensors", types.OCIUncompressedLayer, 65 * unit, 66 * unit}, {"model/b.safetensors", types.OCIUncompressedLayer, 70 * unit, 71 * unit},
+		{"models", types.OCILayer, 1, 2000}, {"model/vocabulary.json", types.OCILayer, 1, 2 * unit}, {"project", types.OCILayer, 1, 2000},
 	} {
 		if g := got[i]; g.what != want.what || g.is != want.is || g.size < want.min || g.size > want.max {
 			t.Errorf("layer %d is %+v, want %+v", i, g, want)
@@ -118,7 +127,7 @@ func TestLargeFiles(t *testing.T) {
 		t.Error("the change is not in the image")
 	}
 
-	weights(t, filepath.Join(dir, "model/b.safetensors"), 70*mib, 3)
+	weights(t, filepath.Join(dir, "model/b.safetensors"), 70*unit, 3)
 	third := ship(t, s, dir)
 	if sent := r.since(); len(sent) != 2 {
 		t.Errorf("sent %d blobs, want one model file's layer and the configuration (its set digest)", len(sent))
@@ -147,10 +156,10 @@ func bytesRead(t *testing.T) int64 {
 // TestCommitsReadNoModels: in a clean checkout the version is named after the commit, so a change of code reads little.
 func TestCommitsReadNoModels(t *testing.T) {
 	r := newRegistry(t)
-	s := r.shipper(t)
+	s := r.small(t)
 	s.CacheDir = t.TempDir()
 	dir := project(t)
-	weights(t, filepath.Join(dir, "model/a.bin"), 65*mib, 1)
+	weights(t, filepath.Join(dir, "model/a.bin"), 65*unit, 1)
 	commit := func() {
 		t.Helper()
 		for _, args := range [][]string{{"init", "-q"}, {"add", "-A"}, {"-c", "user.name=t", "-c", "user.email=t@t.example", "commit", "-qm", "x"}} {
@@ -168,8 +177,8 @@ func TestCommitsReadNoModels(t *testing.T) {
 	commit()
 	before := bytesRead(t)
 	out := ship(t, s, dir)
-	if n := bytesRead(t) - before; n > 20*mib {
-		t.Errorf("%d MiB were read for a change of code", n/mib)
+	if n := bytesRead(t) - before; n > 20*unit {
+		t.Errorf("%d MiB were read for a change of code", n/unit)
 	}
 	if !strings.HasPrefix(out.Name, "sha-") {
 		t.Errorf("it is named %s", out.Name)
@@ -199,5 +208,68 @@ func TestSetDigest(t *testing.T) {
 	const vector = "sha256:4a0592128457a34898ff8f9b9fc286a84fc53bf7fd87ce0f2a0e21646995e349"
 	if got := image.SetDigest(map[string]string{"fraud/3/weights.bin": sum("w"), "fraud/3/more/index": sum("i")}); got != vector {
 		t.Errorf("the vector is %s, want %s", got, vector)
+	}
+}
+
+// TestWrongMemory: what is remembered wrongly costs one deploy that fails, at most.
+func TestWrongMemory(t *testing.T) {
+	r := newRegistry(t)
+	s := r.small(t)
+	s.CacheDir = t.TempDir()
+	dir := project(t)
+	weights(t, filepath.Join(dir, "model/a.bin"), 65*unit, 1)
+	age()
+	good := ship(t, s, dir)
+	kept, err := filepath.Glob(filepath.Join(s.CacheDir, "*.json"))
+	if err != nil || len(kept) < 4 { // the runner, a large file, the rest of the model and the project, and the archive
+		t.Fatalf("kept %q, %v", kept, err)
+	}
+	digest := regexp.MustCompile(`"digest":"sha256:[0-9a-f]{64}"`)
+	for name, c := range map[string]struct {
+		with  string
+		fails bool
+	}{"garbage": {"{", false}, "no digest": {`{"digest": "sha256:00"}`, false}, "another digest": {"", true}} {
+		for _, f := range kept {
+			data, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.with != "" {
+				data = []byte(c.with)
+			} else {
+				data = digest.ReplaceAll(data, []byte(`"digest":"sha256:`+strings.Repeat("0a", 32)+`"`))
+			}
+			if err := os.WriteFile(f, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := s.Ship(t.Context(), dir); (err != nil) != c.fails {
+			t.Errorf("%s: %v", name, err)
+		}
+		if again := ship(t, s, dir); again.Image != good.Image {
+			t.Errorf("%s: %s, want %s", name, again.Image, good.Image)
+		}
+	}
+}
+
+// TestInterruptedHashing ends at once, whatever the size of a file.
+func TestInterruptedHashing(t *testing.T) {
+	r := newRegistry(t)
+	s := r.small(t)
+	dir := project(t)
+	if err := os.Truncate(filepath.Join(dir, "model/weights.bin"), 1<<37); err != nil {
+		t.Skip("the file system has no holes")
+	}
+	for what, run := range map[string]func(context.Context) error{
+		"deploy":     func(ctx context.Context) error { _, err := s.Ship(ctx, dir); return err },
+		"model push": func(ctx context.Context) error { _, err := s.PushModel(ctx, dir, r.host+"/m:1", ""); return err },
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		began := time.Now()
+		err := run(ctx)
+		cancel()
+		if took := time.Since(began); !errors.Is(err, context.DeadlineExceeded) || took > 10*time.Second {
+			t.Errorf("%s: %v after %s", what, err, took)
+		}
 	}
 }

@@ -25,6 +25,8 @@ const (
 	downloadTries = 6
 	// headerWait is how long a server may take to begin its answer.
 	headerWait = time.Minute
+	// stallWait is how long nothing may come.
+	stallWait = time.Minute
 )
 
 // uriPath is an address's path.
@@ -91,8 +93,11 @@ func (d *download) fetch(ctx context.Context) (string, error) {
 			break
 		}
 		var known *rollout.Error
-		if errors.As(err, &known) || ctx.Err() != nil {
-			return "", err
+		if errors.As(err, &known) {
+			return "", known
+		}
+		if ctx.Err() != nil {
+			return "", ctx.Err()
 		}
 		if errors.Is(err, syscall.ENOSPC) {
 			return "", refuse(rollout.ReasonDiskFull, d.field, "free some, or let TMPDIR name a place with more", "no space is left for %s where files are kept for a while", d.name)
@@ -108,6 +113,13 @@ func (d *download) fetch(ctx context.Context) (string, error) {
 		case <-time.After(firstPause << tries):
 		case <-ctx.Done():
 			return "", ctx.Err()
+		}
+	}
+	if is := hex.EncodeToString(x.h.Sum(nil)); is != d.sum && x.resumed {
+		// It may have changed between the parts.
+		x.n, x.resumed = 0, false
+		if err := x.run(ctx); err != nil {
+			return "", refuse(rollout.ReasonModelUnreachable, d.field, "check the address, and that it can be reached from here", "%s cannot be fetched: %v", d.from(), withoutURL(err))
 		}
 	}
 	if is := hex.EncodeToString(x.h.Sum(nil)); is != d.sum {
@@ -140,29 +152,42 @@ type transfer struct {
 		Sum([]byte) []byte
 		Reset()
 	}
-	n    int64
-	tag  string // the file's ETag, by which the rest belongs to what is there
-	told time.Time
+	n int64
+	// tag is what tells the file from a later one: its ETag, or when it was last changed. The digest tells in any case.
+	tag     string
+	resumed bool
+	told    time.Time
+	alive   func()
 }
 
 // run fetches what is missing.
 func (x *transfer) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stalled := time.AfterFunc(stallWait, func() { cancel(fmt.Errorf("nothing came for %s", stallWait)) })
+	defer stalled.Stop()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, x.uri, nil)
 	if err != nil {
 		return refuse(rollout.ReasonInvalid, x.field, "correct the address", "the address cannot be read")
 	}
 	req.Header.Set("User-Agent", "sluice")
-	if x.n > 0 && x.tag != "" {
+	if x.n > 0 {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", x.n))
-		req.Header.Set("If-Range", x.tag)
+		if x.tag != "" {
+			req.Header.Set("If-Range", x.tag)
+		}
 	}
 	resp, err := x.client.Do(req)
 	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
 		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	switch {
 	case resp.StatusCode == http.StatusPartialContent && x.n > 0 && strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", x.n)):
+		x.resumed = true
 	case resp.StatusCode == http.StatusOK:
 		if _, err := x.f.Seek(0, io.SeekStart); err != nil {
 			return err
@@ -172,9 +197,10 @@ func (x *transfer) run(ctx context.Context) error {
 		}
 		x.n = 0
 		x.h.Reset()
-		x.tag = ""
-		if t := resp.Header.Get("ETag"); !strings.HasPrefix(t, "W/") {
-			x.tag = t
+		x.resumed = false
+		x.tag = resp.Header.Get("ETag")
+		if x.tag == "" || strings.HasPrefix(x.tag, "W/") { // RFC 9110, section 13.1.5: not for weak ones
+			x.tag = resp.Header.Get("Last-Modified")
 		}
 	case resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusGone:
 		return refuse(rollout.ReasonModelMissing, x.field, "check the address", "%s is not there (status %d)", x.from(), resp.StatusCode)
@@ -186,12 +212,16 @@ func (x *transfer) run(ctx context.Context) error {
 	default:
 		return fmt.Errorf("status %d", resp.StatusCode)
 	}
-	_, err = io.CopyBuffer(x, resp.Body, make([]byte, bufferSize))
+	x.alive = func() { stalled.Reset(stallWait) }
+	if _, err = io.CopyBuffer(x, resp.Body, make([]byte, bufferSize)); err != nil && context.Cause(ctx) != nil {
+		return context.Cause(ctx)
+	}
 	return err
 }
 
 // Write implements io.Writer.
 func (x *transfer) Write(p []byte) (int, error) {
+	x.alive()
 	n, err := x.f.Write(p)
 	x.h.Write(p[:n]) //nolint:errcheck // a hash has no errors
 	x.n += int64(n)

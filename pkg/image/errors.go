@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"syscall"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
@@ -62,4 +63,12 @@ func failure(err error, field, doing string, reg name.Registry, missing rollout.
 		hint = "check its certificate; a registry that speaks plain HTTP has to be named as insecure"
 	}
 	return refuse(rollout.ReasonRegistryUnreachable, field, hint, "%s: %s cannot be reached: %v", doing, host, err)
+}
+
+// diskFull is err, or the refusal that it stands for if no space was left for what.
+func diskFull(err error, what, hint string) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return refuse(rollout.ReasonDiskFull, "", hint, "no space is left on the disk for %s", what)
+	}
+	return err
 }

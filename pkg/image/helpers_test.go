@@ -191,6 +191,13 @@ func (r *testRegistry) shipper(t *testing.T) image.Shipper {
 	return image.Shipper{Registry: r.host + "/models", RunnerFile: runnerFile(t), BaseImage: r.base(t), TempDir: t.TempDir()}
 }
 
+// small is a shipper for which a MiB is a sixteenth of one.
+func (r *testRegistry) small(t *testing.T) image.Shipper {
+	s := r.shipper(t)
+	s.Client = s.Client.Divided(divided)
+	return s
+}
+
 // write makes a project of files, in that order.
 func write(t *testing.T, dir string, files ...string) string {
 	t.Helper()

@@ -105,15 +105,16 @@ func (l *layer) Compressed() (io.ReadCloser, error) {
 	if !l.compress {
 		return l.Uncompressed()
 	}
-	return reading(func(w io.Writer) error { return l.pack(w, io.Discard) }), nil
+	return written(func(w io.Writer) error { return l.pack(w, io.Discard) }), nil
 }
 
 // Uncompressed implements v1.Layer. Closing it early ends the writing.
 func (l *layer) Uncompressed() (io.ReadCloser, error) {
-	return reading(func(w io.Writer) error { return buffered(w, l.write) }), nil
+	return written(func(w io.Writer) error { return buffered(w, l.write) }), nil
 }
 
-func reading(write func(io.Writer) error) io.ReadCloser {
+// written is what write writes.
+func written(write func(io.Writer) error) io.ReadCloser {
 	r, w := io.Pipe()
 	go func() { w.CloseWithError(write(w)) }()
 	return r
@@ -190,7 +191,8 @@ func (t *tree) header(h *tar.Header) error {
 }
 
 // fileLayer has one file, as target.
-func fileLayer(file, target string, executable bool, m memory) (*layer, error) {
+func fileLayer(file, target string, executable bool, m *memory) (*layer, error) {
+	seen := time.Now()
 	info, err := os.Stat(file)
 	if err != nil {
 		return nil, err
@@ -203,11 +205,11 @@ func fileLayer(file, target string, executable bool, m memory) (*layer, error) {
 	k := newKeyer()
 	k.write(target, fmt.Sprint(executable))
 	k.file(info)
-	return m.layer(k, true, write)
+	return m.layer(k, seen, true, write)
 }
 
 // layer that write writes, hashed only if k's files have changed since it last was.
-func (m memory) layer(k *keyer, compress bool, write func(io.Writer) error) (*layer, error) {
+func (m *memory) layer(k *keyer, seen time.Time, compress bool, write func(io.Writer) error) (*layer, error) {
 	key := k.sum()
 	if r, ok := m.get(key); ok && r.Compressed == compress && r.Size > 0 {
 		return &layer{write: write, compress: compress, digest: r.Digest, diffID: r.DiffID, size: r.Size}, nil
@@ -216,7 +218,7 @@ func (m memory) layer(k *keyer, compress bool, write func(io.Writer) error) (*la
 	if err != nil {
 		return nil, err
 	}
-	m.put(key, k.lastChanged(), remembered{Digest: l.digest, DiffID: l.diffID, Size: l.size, Compressed: compress})
+	m.put(key, k.lastChanged(), seen, remembered{Digest: l.digest, DiffID: l.diffID, Size: l.size, Compressed: compress})
 	return l, nil
 }
 

@@ -70,6 +70,12 @@ func (e Environments) Ensure(ctx context.Context, d *environment.Definition, bas
 	if err != nil {
 		return Found{}, fmt.Errorf("find environment: %w", err)
 	}
+	to, err := e.tag(e.Workspace, tagEnvironment+d.Hash())
+	if err != nil {
+		return Found{}, err
+	}
+	// However it came there, images that are made on it say the same of it.
+	found.Name = to.Name()
 	return found, nil
 }
 
@@ -97,7 +103,7 @@ func (e Environments) ensure(ctx context.Context, d *environment.Definition, pla
 				return Found{}, err
 			}
 			e.progress("environment %s is in the global registry: copied", short(hash))
-			return found, nil
+			return e.Find(ctx, fieldRegistry, to.Context().Digest(found.Digest.String()).Name(), platform)
 		}
 	}
 	for _, p := range d.Unpinned() {
@@ -162,6 +168,15 @@ func (e Environments) global(ctx context.Context, hash string, platform v1.Platf
 
 // copy an image under a tag of the workspace's. Layers are mounted where the registry is the same.
 func (e Environments) copy(ctx context.Context, found Found, to name.Tag) error {
+	if found.registry != to.Registry {
+		layers, err := found.Image.Layers()
+		if err != nil {
+			return failure(err, fieldRegistry, "copy to "+to.Name(), to.Registry, rollout.ReasonRegistryRefused)
+		}
+		if err := e.uploads(to.Context()).sendAll(ctx, layers); err != nil {
+			return err
+		}
+	}
 	if err := remote.Write(to, found.Image, e.options(ctx)...); err != nil {
 		return failure(err, fieldRegistry, "copy to "+to.Name(), to.Registry, rollout.ReasonRegistryRefused)
 	}
@@ -178,7 +193,7 @@ func (e Environments) build(ctx context.Context, d *environment.Definition, hash
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	if err := d.WriteContext(ctx, dir); err != nil {
-		return v1.Hash{}, err
+		return v1.Hash{}, diskFull(err, "the build's context", "free some, or let TMPDIR name a place with more")
 	}
 	images := map[string]string{}
 	for _, i := range d.Images() {

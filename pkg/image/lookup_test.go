@@ -117,6 +117,10 @@ func TestEnvironmentIsBuiltOnce(t *testing.T) {
 	if first.Image == second.Image {
 		t.Error("the requirements file is a part of the project, and changed")
 	}
+	// Built or found, it is the same image.
+	if again := ship(t, s, withPackages(t, "numpy==1.26\nscipy\n")); again.Image != first.Image || b.builds() != 0 {
+		t.Errorf("the same project gave %s when its environment was built, and %s when it was found", first.Image, again.Image)
+	}
 	ship(t, s, withPackages(t, "numpy==2.0\nscipy\n"))
 	if n := b.builds(); n != 1 {
 		t.Errorf("a changed package built %d times", n)
@@ -157,15 +161,15 @@ func TestEnvironmentOfTheGlobalRegistry(t *testing.T) {
 	var told said
 	s := ours.shipper(t)
 	s.Builder, s.Progress, s.BaseImage, s.GlobalRegistry = b, told.progress, base, global.host+"/shared"
-	ship(t, s, dir)
+	copied := ship(t, s, dir)
 	if n := b.builds(); n != 0 || !told.has("copied") {
 		t.Errorf("built %d times; told %q", n, told.lines)
 	}
 	// It is the workspace's now, under the same digest, whatever becomes of the other.
 	s.GlobalRegistry = ""
-	ship(t, s, dir)
-	if n := b.builds(); n != 0 {
-		t.Errorf("built %d times after the copy", n)
+	found := ship(t, s, dir)
+	if n := b.builds(); n != 0 || found.Image != copied.Image {
+		t.Errorf("built %d times after the copy; %s then, %s now", n, copied.Image, found.Image)
 	}
 	// A global registry that is not reached is no reason to fail.
 	s.GlobalRegistry = "127.0.0.1:1/shared"

@@ -37,7 +37,7 @@ func (m Made) Close() {
 // interrupt is no such reason.
 func (m Made) forget(ctx context.Context) {
 	if ctx.Err() == nil {
-		m.contents.forget()
+		m.contents.memory.forget()
 	}
 }
 
@@ -118,7 +118,7 @@ func (s Shipper) layers(ctx context.Context, dir string, p *Parts, out *Made, to
 			return err
 		}
 	}
-	memory := memory{dir: s.CacheDir}
+	memory := &memory{dir: s.CacheDir}
 	if err := s.underlay(ctx, dir, p, memory); err != nil {
 		return err
 	}
@@ -128,7 +128,10 @@ func (s Shipper) layers(ctx context.Context, dir string, p *Parts, out *Made, to
 		return err
 	}
 	out.close = append(out.close, clean)
-	if out.contents, err = planContents(ctx, projectFiles(p.Package.Listing, modelLinks(p.Models)), memory); err != nil {
+	if out.contents, err = s.planContents(ctx, projectFiles(p.Package.Listing, modelLinks(p.Models)), memory); err != nil {
+		return err
+	}
+	if err := countLayers(p.Base.Image, p.Models, len(out.contents.parts)); err != nil {
 		return err
 	}
 	var ready func(context.Context, v1.Layer) error
@@ -139,15 +142,27 @@ func (s Shipper) layers(ctx context.Context, dir string, p *Parts, out *Made, to
 		out.forget(ctx)
 		return fmt.Errorf("make layers: %w", err)
 	}
+	if up == nil {
+		return nil
+	}
+	// Those of the same registry are mounted.
+	var others []v1.Layer
+	if p.Base.registry != up.repo.Registry {
+		if others, err = p.Base.Image.Layers(); err != nil {
+			return fmt.Errorf("read base image: %w", err)
+		}
+	}
 	for _, m := range p.Models {
-		if up == nil || m.registry == up.repo.Registry {
-			continue // its layers are mounted
+		if m.registry == up.repo.Registry {
+			continue
 		}
 		for _, l := range m.layers {
-			if err := up.send(ctx, l.layer); err != nil {
-				return err
-			}
+			others = append(others, l.layer)
 		}
+	}
+	if err := up.sendAll(ctx, others); err != nil {
+		out.forget(ctx)
+		return err
 	}
 	return nil
 }

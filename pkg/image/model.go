@@ -16,6 +16,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -58,10 +61,17 @@ type Model struct {
 	registry name.Registry
 }
 
-// dir of the model's files in an image.
-func (m Model) dir() string { return modelDir(m.Digest) }
-
-func modelDir(digest string) string { return modelsDir + "/" + strings.TrimPrefix(digest, "sha256:") }
+// dir of a model's files in an image. Its name is made of the set digest, and of which files are executable.
+func dirOf(files []ModelFile) string {
+	h := sha256.New()
+	io.WriteString(h, setOf(files)) //nolint:errcheck // a hash has no errors
+	for _, f := range files {
+		if f.Executable {
+			fmt.Fprintf(h, "\x00%s", f.Path)
+		}
+	}
+	return modelsDir + "/" + hex.EncodeToString(h.Sum(nil))
+}
 
 func setOf(files []ModelFile) string {
 	sums := map[string]string{}
@@ -76,8 +86,9 @@ func modelLinks(models []Model) []*file {
 	var out []*file
 	for _, m := range models {
 		at := strings.TrimPrefix(path.Join(ProjectDir, project.LayoutPath(project.Model{Name: m.Name, Version: m.Version})), "/")
+		dir := dirOf(m.Files)
 		for _, f := range m.Files {
-			out = append(out, &file{path: at + "/" + f.Path, link: m.dir() + "/" + f.Path, rest: true})
+			out = append(out, &file{path: at + "/" + f.Path, link: dir + "/" + f.Path, rest: true})
 		}
 	}
 	slices.SortFunc(out, func(a, b *file) int { return strings.Compare(a.path, b.path) })
@@ -87,8 +98,8 @@ func modelLinks(models []Model) []*file {
 // directory gives a model's files: one file, or all below a directory. Everything must be a regular file.
 type directory struct {
 	root *os.Root
-	// only is a single file's name.
-	only string
+	// only is a single file's name, as what it is called in the model.
+	only, as string
 }
 
 func openModel(dir string) (*directory, error) {
@@ -98,6 +109,12 @@ func openModel(dir string) (*directory, error) {
 	}
 	d := &directory{}
 	if info.Mode().IsRegular() {
+		// What it leads to, if it is a link: caches of models are made of these.
+		name := filepath.Base(dir)
+		if dir, err = filepath.EvalSymlinks(dir); err != nil {
+			return nil, fmt.Errorf("find model: %w", err)
+		}
+		d.as = name
 		dir, d.only = filepath.Split(filepath.Clean(dir))
 		dir = filepath.Clean(dir)
 	} else if !info.IsDir() {
@@ -107,7 +124,7 @@ func openModel(dir string) (*directory, error) {
 	return d, err
 }
 
-// each file in the order of paths.
+// each file in the order of paths, by its path in the model.
 func (d *directory) each(ctx context.Context, fn func(path string, info fs.FileInfo) error) error {
 	n := 0
 	return fs.WalkDir(d.root.FS(), cmp.Or(d.only, "."), func(p string, e fs.DirEntry, err error) error {
@@ -116,6 +133,9 @@ func (d *directory) each(ctx context.Context, fn func(path string, info fs.FileI
 		}
 		if err != nil || e.IsDir() {
 			return err
+		}
+		if !plainName(p) {
+			return refuse(rollout.ReasonUnsafeFile, "model", "rename it", "%q cannot be a file's name in a model: it is not UTF-8, or has control characters", p)
 		}
 		if !e.Type().IsRegular() {
 			return refuse(rollout.ReasonUnsafeFile, "model", "replace it by what it leads to, or remove it", "%s is no regular file", p)
@@ -127,14 +147,31 @@ func (d *directory) each(ctx context.Context, fn func(path string, info fs.FileI
 		if err != nil {
 			return err
 		}
+		if d.only != "" {
+			p = d.as
+		}
 		return fn(p, info)
 	})
 }
 
+// open a file that each gave.
+func (d *directory) open(p string, info fs.FileInfo) (io.ReadCloser, error) {
+	if d.only != "" {
+		p = d.only
+	}
+	return project.OpenUnchanged(d.root, p, info)
+}
+
+// plainName tells whether a path reads everywhere as it was written.
+func plainName(p string) bool {
+	return utf8.ValidString(p) && !strings.ContainsFunc(p, unicode.IsControl)
+}
+
 // sums of all files, several at once.
-func (d *directory) sums(ctx context.Context, m memory) ([]ModelFile, error) {
+func (d *directory) sums(ctx context.Context, m *memory) ([]ModelFile, error) {
 	var files []ModelFile
 	var infos []fs.FileInfo
+	seen := time.Now()
 	if err := d.each(ctx, func(p string, info fs.FileInfo) error {
 		files = append(files, ModelFile{Path: p, Size: info.Size(), Executable: info.Mode()&0o100 != 0})
 		infos = append(infos, info)
@@ -157,17 +194,24 @@ func (d *directory) sums(ctx context.Context, m memory) ([]ModelFile, error) {
 				files[i].SHA256 = r.Digest.Hex
 				return nil
 			}
-			r, err := project.OpenUnchanged(d.root, files[i].Path, infos[i])
+			r, err := d.open(files[i].Path, infos[i])
 			if err != nil {
 				return err
 			}
 			defer func() { _ = r.Close() }()
+			settled := true
+			if s, ok := r.(interface{ Settle() bool }); ok && m.dir != "" && infos[i].Size() >= settleFrom {
+				settled = s.Settle()
+			}
 			h := sha256.New()
-			if _, err := io.CopyBuffer(h, r, make([]byte, bufferSize)); err != nil {
+			if _, err := io.CopyBuffer(h, reading(ctx, r), make([]byte, bufferSize)); err != nil {
 				return err
 			}
 			files[i].SHA256 = hex.EncodeToString(h.Sum(nil))
-			m.put(key, k.lastChanged(), remembered{Digest: v1.Hash{Algorithm: "sha256", Hex: files[i].SHA256}})
+			if !settled {
+				return nil
+			}
+			m.put(key, k.lastChanged(), seen, remembered{Digest: v1.Hash{Algorithm: "sha256", Hex: files[i].SHA256}})
 			return nil
 		})
 	}
@@ -202,7 +246,7 @@ func (c Client) PushModel(ctx context.Context, dir, ref, cacheDir string) (Pushe
 		return PushedModel{}, err
 	}
 	defer func() { _ = d.root.Close() }()
-	memory := memory{dir: cacheDir}
+	memory := &memory{dir: cacheDir}
 	files, err := d.sums(ctx, memory)
 	if err != nil {
 		return PushedModel{}, fmt.Errorf("read model: %w", err)
@@ -214,12 +258,12 @@ func (c Client) PushModel(ctx context.Context, dir, ref, cacheDir string) (Pushe
 	for _, f := range files {
 		out.Bytes += f.Size
 	}
-	below := strings.TrimPrefix(modelDir(out.Digest), "/")
-	plan, err := planContents(ctx, func(ctx context.Context, only string, fn func(*file) error) error {
+	below := strings.TrimPrefix(dirOf(files), "/")
+	plan, err := c.planContents(ctx, func(ctx context.Context, only string, fn func(*file) error) error {
 		return d.each(ctx, func(p string, info fs.FileInfo) error {
 			return fn(&file{
 				path: below + "/" + p, size: info.Size(), executable: info.Mode()&0o100 != 0, info: info, model: p,
-				open: func() (io.ReadCloser, error) { return project.OpenUnchanged(d.root, p, info) },
+				open: func() (io.ReadCloser, error) { return d.open(p, info) },
 			})
 		})
 	}, memory)
@@ -228,7 +272,7 @@ func (c Client) PushModel(ctx context.Context, dir, ref, cacheDir string) (Pushe
 	}
 	layers, sums, err := plan.layers(ctx, c.uploads(to.Context()).send)
 	if err != nil {
-		plan.forget()
+		memory.forget()
 		return PushedModel{}, fmt.Errorf("make layers: %w", err)
 	}
 	if SetDigest(sums) != out.Digest {
@@ -245,7 +289,7 @@ func (c Client) PushModel(ctx context.Context, dir, ref, cacheDir string) (Pushe
 	}
 	pushed, known, err := c.Push(ctx, img, to.Context(), to.TagStr())
 	if err != nil {
-		plan.forget()
+		memory.forget()
 		return PushedModel{}, err
 	}
 	out.Ref, out.Known = pushed.Name(), known
@@ -255,7 +299,7 @@ func (c Client) PushModel(ctx context.Context, dir, ref, cacheDir string) (Pushe
 // fetchModels gets the models that a manifest names by uri: those of registries as layers that go from there straight to
 // where the image is pushed, or stay where they are if that is the same registry; those of other servers as files in
 // tempDir, which clean removes.
-func (c Client) fetchModels(ctx context.Context, m *project.Manifest, mem memory, tempDir string) (out []Model, clean func(), err error) {
+func (c Client) fetchModels(ctx context.Context, m *project.Manifest, mem *memory, tempDir string) (out []Model, clean func(), err error) {
 	var mu sync.Mutex
 	var temporary []string
 	clean = func() {
@@ -304,7 +348,7 @@ func (c Client) registryModel(ctx context.Context, field, ref string) (Model, er
 		return Model{}, failure(err, field, "read model "+ref, r.Context().Registry, rollout.ReasonModelMissing)
 	}
 	no := func(format string, args ...any) (Model, error) {
-		return Model{}, refuse(rollout.ReasonModelMissing, field, "push the model with `sluice model push PATH oci://"+ref+"`", "%s is no model: %s", ref, fmt.Sprintf(format, args...))
+		return Model{}, refuse(rollout.ReasonModelMissing, field, "push the model with `sluice model push PATH oci://REGISTRY/NAME:TAG`", "%s is no model: %s", ref, fmt.Sprintf(format, args...))
 	}
 	d, err := remote.Get(r, c.options(ctx)...)
 	if err != nil {
@@ -330,7 +374,7 @@ func (c Client) registryModel(ctx context.Context, field, ref string) (Model, er
 		return no("what it says of its files cannot be read")
 	}
 	for _, f := range out.Files {
-		if sum, err := hex.DecodeString(f.SHA256); !fs.ValidPath(f.Path) || f.Path == "." || err != nil || len(sum) != sha256.Size {
+		if sum, err := hex.DecodeString(f.SHA256); !fs.ValidPath(f.Path) || f.Path == "." || !plainName(f.Path) || err != nil || len(sum) != sha256.Size {
 			return no("what it says of its files cannot be")
 		}
 	}
@@ -349,15 +393,15 @@ func (c Client) registryModel(ctx context.Context, field, ref string) (Model, er
 }
 
 // fileModel is a single file of a server.
-func (c Client) fileModel(ctx context.Context, field string, m project.Model, mem memory, temporary func() (*os.File, error)) (Model, error) {
+func (c Client) fileModel(ctx context.Context, field string, m project.Model, mem *memory, temporary func() (*os.File, error)) (Model, error) {
 	d := &download{client: c, field: field, uri: m.URI, sum: m.SHA256, name: path.Base(uriPath(m.URI)), temporary: temporary}
-	if !fs.ValidPath(d.name) || strings.HasPrefix(d.name, ".wh.") {
+	if !fs.ValidPath(d.name) || !plainName(d.name) || strings.HasPrefix(d.name, ".wh.") {
 		return Model{}, refuse(rollout.ReasonInvalid, field, "give it an address that ends in the file's name", "the address names no file")
 	}
 	out := Model{Files: []ModelFile{{Path: d.name, SHA256: m.SHA256}}}
 	out.Digest = setOf(out.Files)
 	what := "model " + out.Digest
-	target := strings.TrimPrefix(out.dir(), "/") + "/" + d.name
+	target := strings.TrimPrefix(dirOf(out.Files), "/") + "/" + d.name
 	k := newKeyer()
 	k.write("uri", target, m.SHA256)
 	key := k.sum()
@@ -380,7 +424,7 @@ func (c Client) fileModel(ctx context.Context, field string, m project.Model, me
 	if err != nil {
 		return Model{}, err
 	}
-	mem.put(key, longAgo, remembered{Digest: l.digest, DiffID: l.diffID, Size: l.size, Compressed: compress})
+	mem.put(key, longAgo, longAgo.Add(2*settled), remembered{Digest: l.digest, DiffID: l.diffID, Size: l.size, Compressed: compress})
 	out.layers = []addition{{l, what}}
 	return out, nil
 }

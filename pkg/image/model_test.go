@@ -15,6 +15,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/sluice-dev/sluice/pkg/image"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -48,9 +49,9 @@ func unpack(t *testing.T, img v1.Image) map[string]entry {
 // TestModelsOfRegistries: pushed once, they are in images of any registry, under the name that the project gives them.
 func TestModelsOfRegistries(t *testing.T) {
 	r, other := newRegistry(t), newRegistry(t)
-	s := r.shipper(t)
+	s := r.small(t)
 	dir := write(t, t.TempDir(), "config.json", `{"a": 1}`, "deep/tokens.txt", "a b c", "run.sh", "true")
-	weights(t, filepath.Join(dir, "weights.safetensors"), 65*mib, 1)
+	weights(t, filepath.Join(dir, "weights.safetensors"), 65*unit, 1)
 	if err := os.Chmod(filepath.Join(dir, "run.sh"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +97,7 @@ endpoint: fraud
 models: [{name: scorer, version: "7", path: m}]
 scoring: {entryScript: score.py}
 `)
-		weights(t, filepath.Join(in, "m/weights.safetensors"), 65*mib, 1)
+		weights(t, filepath.Join(in, "m/weights.safetensors"), 65*unit, 1)
 		same, err := r.image(t, ship(t, s, in).Image).ConfigFile()
 		if err != nil {
 			t.Fatal(err)
@@ -132,10 +133,10 @@ func TestModelsAreMounted(t *testing.T) {
 		r.handler.ServeHTTP(countBytes{w, &readBytes}, req)
 	}))
 	defer counting.Close()
-	s := r.shipper(t)
+	s := r.small(t)
 	host := strings.TrimPrefix(counting.URL, "http://")
 	dir := t.TempDir()
-	weights(t, filepath.Join(dir, "w.bin"), 70*mib, 1)
+	weights(t, filepath.Join(dir, "w.bin"), 30*mib, 1)
 	if _, err := s.PushModel(t.Context(), dir, host+"/library/fraud:3", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +144,7 @@ func TestModelsAreMounted(t *testing.T) {
 	sentBytes.Store(0)
 	readBytes.Store(0)
 	ship(t, s, modelProject(t, `{name: a, version: "1", uri: "oci://`+host+`/library/fraud:3"}`))
-	if s, r := sentBytes.Load(), readBytes.Load(); s > 20*mib || r > mib {
+	if s, r := sentBytes.Load(), readBytes.Load(); s > 20*mib || r > unit {
 		t.Errorf("%d bytes were sent and %d read for a model that is there", s, r)
 	}
 }
@@ -160,7 +161,7 @@ func (c countBytes) Write(p []byte) (int, error) {
 
 func TestModelsThatAreNone(t *testing.T) {
 	r := newRegistry(t)
-	s := r.shipper(t)
+	s := r.small(t)
 	base := r.base(t)
 	for uri, want := range map[string]rollout.Reason{
 		"oci://" + base:                        rollout.ReasonModelMissing, // an index
@@ -217,7 +218,7 @@ func files(t *testing.T, h http.HandlerFunc) string {
 func TestModelsOfServers(t *testing.T) {
 	var content bytes.Buffer
 	dir := t.TempDir()
-	weights(t, filepath.Join(dir, "w"), 9*mib, 1)
+	weights(t, filepath.Join(dir, "w"), 9*unit, 1)
 	data, err := os.ReadFile(filepath.Join(dir, "w"))
 	if err != nil {
 		t.Fatal(err)
@@ -231,7 +232,7 @@ func TestModelsOfServers(t *testing.T) {
 			w.Header().Set("ETag", `"1"`)
 			if broken.Add(-1) >= 0 {
 				w.Header().Set("Content-Length", fmt.Sprint(len(data)))
-				_, _ = w.Write(data[:4*mib])
+				_, _ = w.Write(data[:4*unit])
 				panic(http.ErrAbortHandler)
 			}
 			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
@@ -240,13 +241,13 @@ func TestModelsOfServers(t *testing.T) {
 		case "/denied":
 			w.WriteHeader(http.StatusForbidden)
 		case "/plain":
-			http.Redirect(w, r, "http://127.0.0.1:1/x", http.StatusFound)
+			http.Redirect(w, r, "http://127.0.0.1:1/x?sig=s3cret", http.StatusFound)
 		default:
 			http.NotFound(w, r)
 		}
 	})
 	r := newRegistry(t)
-	s := r.shipper(t)
+	s := r.small(t)
 	s.CacheDir = t.TempDir()
 	good := sum(content.String())
 	broken.Store(1)
@@ -282,5 +283,114 @@ func TestModelsOfServers(t *testing.T) {
 		if left, err := os.ReadDir(s.TempDir); err != nil || len(left) > 0 {
 			t.Errorf("%s: %d files are left (%v)", path, len(left), err)
 		}
+	}
+}
+
+// TestModelsOfOneContent: models of one project do not change one another.
+func TestModelsOfOneContent(t *testing.T) {
+	r := newRegistry(t)
+	s := r.small(t)
+	var uris []string
+	for i, mode := range []os.FileMode{0o755, 0o644} {
+		dir := write(t, t.TempDir(), "run.sh", "true")
+		if err := os.Chmod(filepath.Join(dir, "run.sh"), mode); err != nil {
+			t.Fatal(err)
+		}
+		pushed, err := s.PushModel(t.Context(), dir, fmt.Sprintf("%s/library/m:%d", r.host, i), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		uris = append(uris, "oci://"+pushed.Ref)
+	}
+	got := unpack(t, r.image(t, ship(t, s, modelProject(t, `{name: a, version: "1", uri: "`+uris[0]+`"}, {name: b, version: "1", uri: "`+uris[1]+`"}`)).Image))
+	for name, mode := range map[string]int64{"a": 0o755, "b": 0o644} {
+		link := got["var/azureml-app/.sluice/models/"+name+"/1/run.sh"]
+		if is := got[strings.TrimPrefix(link.to, "/")]; is.mode != mode || is.text != "true" {
+			t.Errorf("%s leads to %+v, want mode %o", name, is, mode)
+		}
+	}
+}
+
+// TestModelNames: a link to a single file is the file, and names that are read otherwise elsewhere are refused.
+func TestModelNames(t *testing.T) {
+	r := newRegistry(t)
+	s := r.small(t)
+	dir := write(t, t.TempDir(), "blobs/0a1b", "content", "snapshot/x", "")
+	if err := os.Symlink("../blobs/0a1b", filepath.Join(dir, "snapshot/model.bin")); err != nil {
+		t.Fatal(err)
+	}
+	pushed, err := s.PushModel(t.Context(), filepath.Join(dir, "snapshot/model.bin"), r.host+"/library/m:1", "")
+	if err != nil || pushed.Digest != image.SetDigest(map[string]string{"model.bin": sum("content")}) {
+		t.Errorf("%+v, %v", pushed, err)
+	}
+	for _, name := range []string{"a\xff.bin", "a\nb"} {
+		_, err := s.PushModel(t.Context(), write(t, t.TempDir(), name, "x"), r.host+"/library/m:2", "")
+		if rollout.ReasonOf(err) != rollout.ReasonUnsafeFile {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+// TestTooManyLayers: more than nodes can stack are refused before anything is sent.
+func TestTooManyLayers(t *testing.T) {
+	r := newRegistry(t)
+	s := r.small(t)
+	pushed, err := s.PushModel(t.Context(), write(t, t.TempDir(), "a", "b"), r.host+"/library/m:1", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.since()
+	var models []string
+	for i := range 120 {
+		models = append(models, fmt.Sprintf(`{name: m%d, version: "1", uri: "oci://%s"}`, i, pushed.Ref))
+	}
+	_, err = s.Ship(t.Context(), modelProject(t, strings.Join(models, ", ")))
+	if rollout.ReasonOf(err) != rollout.ReasonTooManyModels || !strings.Contains(err.Error(), "120 of models with a uri") {
+		t.Errorf("%v, want too_many_models", err)
+	}
+	if sent := r.since(); len(sent) > 0 {
+		t.Errorf("sent %q", sent)
+	}
+}
+
+// TestSourceBreaks: where a model comes from may break, too, and is not taken for where it goes to.
+func TestSourceBreaks(t *testing.T) {
+	from, to := newRegistry(t), newRegistry(t)
+	s := to.small(t)
+	dir := t.TempDir()
+	weights(t, filepath.Join(dir, "w.bin"), 65*unit, 1)
+	if _, err := s.PushModel(t.Context(), dir, from.host+"/library/m:1", ""); err != nil {
+		t.Fatal(err)
+	}
+	var cuts atomic.Int64
+	cuts.Store(1)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") && cuts.Load() > 0 {
+			rec := httptest.NewRecorder()
+			from.handler.ServeHTTP(rec, r)
+			if rec.Body.Len() > 30*unit {
+				cuts.Add(-1)
+				w.Header().Set("Content-Length", fmt.Sprint(rec.Body.Len()))
+				_, _ = w.Write(rec.Body.Bytes()[:30*unit])
+				panic(http.ErrAbortHandler)
+			}
+			_, _ = w.Write(rec.Body.Bytes())
+			return
+		}
+		from.handler.ServeHTTP(w, r)
+	}))
+	defer server.Close()
+	host := strings.TrimPrefix(server.URL, "http://")
+	project := modelProject(t, `{name: a, version: "1", uri: "oci://`+host+`/library/m:1"}`)
+	ship(t, s, project)
+	if cuts.Load() != 0 {
+		t.Error("nothing broke")
+	}
+	again := newRegistry(t)
+	s = again.small(t)
+	cuts.Store(1000)
+	_, err := s.Ship(t.Context(), project)
+	if err == nil || !strings.Contains(err.Error(), "read layer") || strings.Contains(err.Error(), "cannot be reached") {
+		t.Errorf("%v, want an error of reading", err)
 	}
 }

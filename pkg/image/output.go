@@ -203,7 +203,7 @@ func (l *Layout) Close(err error) error {
 // the image before all of it is there. Memory does not grow with the image.
 func (l *Layout) Add(ctx context.Context, img v1.Image, ref string) error {
 	if err := l.add(ctx, img, ref); err != nil {
-		return fmt.Errorf("write layout: %w", err)
+		return fmt.Errorf("write layout: %w", diskFull(err, l.dir, "free some, or write to another disk"))
 	}
 	return nil
 }
@@ -284,7 +284,7 @@ func replaceFile(file string, write func(io.Writer) error) error {
 // [HOST[:PORT]/]NAME:TAG. The same image gives the same bytes, and memory does not grow with it.
 func WriteTarball(ctx context.Context, w io.Writer, img v1.Image, name string) error {
 	if err := writeTarball(ctx, w, img, name); err != nil {
-		return fmt.Errorf("write tarball: %w", err)
+		return fmt.Errorf("write tarball: %w", diskFull(err, "the tarball", "free some, or write to another disk"))
 	}
 	return nil
 }

@@ -41,14 +41,14 @@ func Product(p Program) (v1.Image, v1.Platform, error) {
 	}
 	var own []addition
 	if p.Certificates != "" {
-		l, err := fileLayer(p.Certificates, certificates, false, memory{})
+		l, err := fileLayer(p.Certificates, certificates, false, &memory{})
 		if err != nil {
 			return nil, platform, fmt.Errorf("read certificates: %w", err)
 		}
 		own = append(own, addition{l, "certificates"})
 	}
 	target := programDir + "/" + p.Name
-	l, err := fileLayer(p.File, target, true, memory{})
+	l, err := fileLayer(p.File, target, true, &memory{})
 	if err != nil {
 		return nil, platform, fmt.Errorf("read %s: %w", p.Name, err)
 	}

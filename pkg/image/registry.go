@@ -31,7 +31,11 @@ type Client struct {
 	Progress func(format string, args ...any)
 	// session shares logins and connections, if there is one.
 	session *session
+	// divide is what sizes by which layers are told apart are divided by: tests are about small ones. 0 is 1.
+	divide int64
 }
+
+func (c Client) sized(n int64) int64 { return n / max(c.divide, 1) }
 
 // session is what the steps of one deploy share: each registry is asked once how to log in.
 type session struct {
@@ -112,6 +116,8 @@ type Found struct {
 	// Name is the reference in full, Digest that of the platform's image.
 	Name   string
 	Digest v1.Hash
+	// registry that it is in.
+	registry name.Registry
 }
 
 // Find reads an image's manifest and configuration for a platform. field names in refusals where
@@ -134,7 +140,7 @@ func (c Client) Find(ctx context.Context, field, ref string, platform v1.Platfor
 		return Found{}, refuse(rollout.ReasonWrongPlatform, field, "use an image for "+platform.String()+", or ask for a platform that it is for",
 			"%s is for %s, not for %s", ref, has, platform.String())
 	}
-	out := Found{Name: r.Name()}
+	out := Found{Name: r.Name(), registry: r.Context().Registry}
 	switch {
 	case d.MediaType.IsIndex():
 		index, err := d.ImageIndex()

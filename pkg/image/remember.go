@@ -1,13 +1,18 @@
 package image
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -16,7 +21,12 @@ import (
 // memory keeps what was worked out from files in a directory, one small file for each set of them, under a key made of
 // what identifies their content (see identity). The files are then not read again until they change. The zero
 // value keeps nothing. Whatever is wrong with it costs only time, so it has no errors.
-type memory struct{ dir string }
+type memory struct {
+	dir string
+
+	mu   sync.Mutex
+	used []string
+}
 
 // remembered of a layer, or of an archive, which has a digest alone.
 type remembered struct {
@@ -36,9 +46,9 @@ const (
 	tidyEvery   = 24 * time.Hour
 )
 
-func (m memory) path(key string) string { return filepath.Join(m.dir, key+".json") }
+func (m *memory) path(key string) string { return filepath.Join(m.dir, key+".json") }
 
-func (m memory) get(key string) (remembered, bool) {
+func (m *memory) get(key string) (remembered, bool) {
 	if m.dir == "" {
 		return remembered{}, false
 	}
@@ -47,17 +57,32 @@ func (m memory) get(key string) (remembered, bool) {
 		return remembered{}, false
 	}
 	var r remembered
-	if err := json.Unmarshal(data, &r); err != nil || r.Digest.Hex == "" {
+	if err := json.Unmarshal(data, &r); err != nil || !r.valid() {
 		return remembered{}, false
 	}
+	m.mu.Lock()
+	m.used = append(m.used, key)
+	m.mu.Unlock()
 	now := time.Now()
 	_ = os.Chtimes(m.path(key), now, now)
 	return r, true
 }
 
-// put keeps r; changed is when the files last changed.
-func (m memory) put(key string, changed time.Time, r remembered) {
-	if m.dir == "" || changed.IsZero() || time.Since(changed) < settled {
+// valid tells whether it can be what was kept.
+func (r remembered) valid() bool {
+	hashes := []v1.Hash{r.Digest}
+	if r.Size != 0 {
+		hashes = append(hashes, r.DiffID)
+	}
+	return r.Size >= 0 && !slices.ContainsFunc(hashes, func(h v1.Hash) bool {
+		sum, err := hex.DecodeString(h.Hex)
+		return h.Algorithm != "sha256" || err != nil || len(sum) != sha256.Size
+	})
+}
+
+// put keeps r; changed is when the files last changed, seen when that was looked up, which is before they were read.
+func (m *memory) put(key string, changed, seen time.Time, r remembered) {
+	if m.dir == "" || changed.IsZero() || seen.Sub(changed) < settled {
 		return
 	}
 	data, err := json.Marshal(r)
@@ -78,14 +103,18 @@ func (m memory) put(key string, changed time.Time, r remembered) {
 	m.tidy()
 }
 
-func (m memory) forget(key string) {
-	if m.dir != "" {
+// forget all that was used: one digest may be wrong, whatever the reason.
+func (m *memory) forget() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, key := range m.used {
 		_ = os.Remove(m.path(key))
 	}
+	m.used = nil
 }
 
 // tidy removes what nobody asked for in a long time.
-func (m memory) tidy() {
+func (m *memory) tidy() {
 	mark := filepath.Join(m.dir, "tidied")
 	if info, err := os.Stat(mark); err == nil && time.Since(info.ModTime()) < tidyEvery {
 		return
@@ -107,7 +136,7 @@ func (m memory) tidy() {
 // maker tells apart what makes other bytes of the same files.
 func maker() string {
 	const library = "github.com/klauspost/compress"
-	out := "layer 1"
+	out := "layer 1 " + runtime.Version()
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, d := range info.Deps {
 			if strings.HasPrefix(d.Path, library) {

@@ -43,10 +43,10 @@ func programPlatform(field, file string) (v1.Platform, error) {
 
 // RunnerFileLayer is the runner's layer from a static program.
 func RunnerFileLayer(file string) (v1.Layer, v1.Platform, error) {
-	return runnerFileLayer(file, memory{})
+	return runnerFileLayer(file, &memory{})
 }
 
-func runnerFileLayer(file string, m memory) (v1.Layer, v1.Platform, error) {
+func runnerFileLayer(file string, m *memory) (v1.Layer, v1.Platform, error) {
 	p, err := programPlatform(fieldRunner, file)
 	if err != nil {
 		return nil, p, err

@@ -83,7 +83,7 @@ func (s Shipper) repository(endpoint string) (name.Repository, error) {
 }
 
 // underlay finds what lies under the project: the runner and the image of the environment, for one platform.
-func (s Shipper) underlay(ctx context.Context, dir string, p *Parts, m memory) error {
+func (s Shipper) underlay(ctx context.Context, dir string, p *Parts, m *memory) error {
 	p.Platform = v1.Platform{OS: "linux", Architecture: "amd64"}
 	if s.Platform != "" {
 		asked, err := v1.ParsePlatform(s.Platform)

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -38,7 +39,7 @@ func (u *unsteady) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fails := u.all || !u.seen[kind]
 	u.seen[kind] = true
 	u.mu.Unlock()
-	if fails && r.URL.Path != "/v2/" {
+	if fails && (r.URL.Path != "/v2/" || !u.all) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		u.fail(w)
 		return
@@ -60,7 +61,7 @@ func TestUnsteadyRegistries(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, always %v", what, all), func(t *testing.T) {
 				t.Parallel()
 				r := newRegistry(t)
-				s := r.shipper(t)
+				s := r.small(t)
 				u := &unsteady{inner: r.handler, fail: fail, all: all, seen: map[string]bool{}}
 				server := httptest.NewServer(u)
 				defer server.Close()
@@ -70,7 +71,9 @@ func TestUnsteadyRegistries(t *testing.T) {
 				if !all {
 					s.BaseImage = strings.Replace(s.BaseImage, r.host, host, 1) // is read through it, too
 				}
-				out, err := s.Ship(t.Context(), project(t))
+				dir := project(t)
+				weights(t, filepath.Join(dir, "model/a.bin"), 65*unit, 1)
+				out, err := s.Ship(t.Context(), dir)
 				if all {
 					if rollout.ReasonOf(err) != rollout.ReasonRegistryUnreachable || !strings.Contains(err.Error(), host) {
 						t.Errorf("%v, want registry_unreachable", err)

@@ -18,6 +18,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -27,8 +28,8 @@ const (
 	inPiecesFrom = 32 << 20
 	// pieceSize is a trade of memory against the time that a piece's answer takes.
 	pieceSize = 8 << 20
-	// maxPiece is the most that a registry may ask a piece to be.
-	maxPiece = 64 << 20
+	// maxPiece is the most that a registry may ask a piece to be; with uploadsAtOnce it bounds memory.
+	maxPiece = 24 << 20
 	// uploadsAtOnce bounds memory, and connections.
 	uploadsAtOnce = 3
 	// uploadTries without progress end an upload; the pause before the first is firstPause, then twice the one before.
@@ -37,6 +38,11 @@ const (
 	// maxPause is the longest, whatever a registry asks for.
 	maxPause = 30 * time.Second
 )
+
+// answerWithin is how long a registry may take for an answer: at the end of an upload some copy all of it.
+var answerWithin = map[string]time.Duration{
+	http.MethodHead: time.Minute, http.MethodGet: time.Minute, http.MethodPost: time.Minute, http.MethodPatch: 5 * time.Minute, http.MethodPut: 15 * time.Minute,
+}
 
 // uploads sends large layers to a repository in pieces (OCI distribution specification, "Pushing a blob in
 // chunks"), and goes on where a connection broke. The library's own writing sends all of a blob in one
@@ -47,9 +53,8 @@ type uploads struct {
 	// turn has a buffer for each upload that may still begin.
 	turn chan []byte
 
-	once   sync.Once
+	mu     sync.Mutex
 	client *http.Client
-	err    error
 }
 
 func (c Client) uploads(repo name.Repository) *uploads {
@@ -63,49 +68,82 @@ func (c Client) uploads(repo name.Repository) *uploads {
 // errWhole is for registries that do not take a blob in pieces.
 var errWhole = errors.New("the registry takes no pieces")
 
+// errSource is what a layer could not be read for.
+type errSource struct{ err error }
+
+func (e errSource) Error() string { return "read layer: " + e.err.Error() }
+func (e errSource) Unwrap() error { return e.err }
+
 // send a layer, if it is large and the registry does not have it. Errors are those of Push.
 func (u *uploads) send(ctx context.Context, l v1.Layer) error {
 	size, err := l.Size()
-	if err != nil || size < inPiecesFrom {
+	if err != nil || size < u.sized(inPiecesFrom) {
 		return err
 	}
-	u.once.Do(func() { u.client, u.err = u.open(ctx) })
-	err = u.err
-	if err == nil {
-		up := &upload{uploads: u, layer: l, size: size, piece: pieceSize, told: time.Now()}
+	if err = u.open(ctx); err == nil {
+		up := &upload{uploads: u, layer: l, size: size, piece: u.sized(pieceSize), told: time.Now()}
 		err = up.send(ctx)
 	}
-	if err == nil || errors.Is(err, errWhole) {
+	var source errSource
+	switch {
+	case err == nil || errors.Is(err, errWhole):
 		return nil
+	case errors.As(err, &source):
+		return fmt.Errorf("push to %s: %w", u.repo.Name(), err)
 	}
 	return failure(err, fieldRegistry, "push to "+u.repo.Name(), u.repo.Registry, rollout.ReasonRegistryRefused)
 }
 
-// open logs in.
-func (u *uploads) open(ctx context.Context) (*http.Client, error) {
+// sendAll sends layers, several at once.
+func (u *uploads) sendAll(ctx context.Context, layers []v1.Layer) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(jobs)
+	for _, l := range layers {
+		g.Go(func() error { return u.send(ctx, l) })
+	}
+	return g.Wait()
+}
+
+// open logs in, once.
+func (u *uploads) open(ctx context.Context) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.client != nil {
+		return nil
+	}
 	keys := u.Keychain
 	if keys == nil {
 		keys = authn.DefaultKeychain
 	}
 	auth, err := authn.Resolve(ctx, keys, u.repo)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	// HTTP/1.1: a stream of HTTP/2 shares its connection's window with the others, and is reset by proxies that
 	// have had enough of a large one.
 	base, ok := remote.DefaultTransport.(*http.Transport)
 	if !ok {
-		return nil, errors.New("the default transport is none")
+		return errors.New("the default transport is none")
 	}
 	base = base.Clone()
 	base.ForceAttemptHTTP2 = false
 	base.Protocols = new(http.Protocols)
 	base.Protocols.SetHTTP1(true)
-	t, err := transport.NewWithContext(ctx, u.repo.Registry, auth, base, []string{u.repo.Scope(transport.PushScope)})
-	if err != nil {
-		return nil, err
+	for tries := 1; ; tries++ {
+		t, err := transport.NewWithContext(ctx, u.repo.Registry, auth, base, []string{u.repo.Scope(transport.PushScope)})
+		if err == nil {
+			u.client = &http.Client{Transport: t}
+			return nil
+		}
+		if tries == uploadTries || !mayPass(err) || ctx.Err() != nil {
+			return withoutURL(err)
+		}
+		select {
+		case <-time.After(firstPause << (tries - 1)):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	return &http.Client{Transport: t}, nil
 }
 
 // upload is one layer's.
@@ -122,6 +160,8 @@ type upload struct {
 	fromAt int64
 	buf    []byte
 	told   time.Time
+	// odd is how often it was said that a piece does not belong where the answer before had put it.
+	odd int
 }
 
 func (up *upload) send(ctx context.Context) (err error) {
@@ -160,6 +200,9 @@ func (up *upload) send(ctx context.Context) (err error) {
 			best, tries = up.done, 0
 		}
 		if tries++; tries >= uploadTries {
+			if refusesPieces(err) {
+				return errWhole
+			}
 			return err
 		}
 		wait = min(max(wait, firstPause<<(tries-1)), maxPause)
@@ -175,11 +218,14 @@ func (up *upload) send(ctx context.Context) (err error) {
 // mayPass tells whether it may work the next time.
 func mayPass(err error) bool {
 	var known *rollout.Error
-	if errors.As(err, &known) {
-		return false
-	}
+	var again errAgain
 	var said *transport.Error
-	if !errors.As(err, &said) {
+	switch {
+	case errors.As(err, &known):
+		return false
+	case errors.As(err, &again):
+		return true
+	case !errors.As(err, &said):
 		return true // the connection's
 	}
 	switch said.StatusCode {
@@ -195,9 +241,11 @@ func (u *uploads) url(path string) string {
 
 // do gives the answer if its status is one of want; its body is read and closed.
 func (u *uploads) do(ctx context.Context, method, address string, body []byte, header http.Header, want ...int) (*http.Response, time.Duration, error) {
-	req, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(body))
+	within, cancel := context.WithTimeout(ctx, answerWithin[method])
+	defer cancel()
+	req, err := http.NewRequestWithContext(within, method, address, bytes.NewReader(body))
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, withoutURL(err)
 	}
 	for k, v := range header {
 		req.Header[k] = v
@@ -205,12 +253,19 @@ func (u *uploads) do(ctx context.Context, method, address string, body []byte, h
 	req.Header.Set("User-Agent", "sluice")
 	resp, err := u.client.Do(req)
 	if err != nil {
-		return nil, 0, err
+		if within.Err() != nil && ctx.Err() == nil {
+			return nil, 0, fmt.Errorf("%s: no answer within %s", method, answerWithin[method])
+		}
+		return nil, 0, fmt.Errorf("%s: %w", method, withoutURL(err)) // the address has the session's secret
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if err := transport.CheckError(resp, want...); err != nil {
 		seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
-		return nil, time.Duration(max(seconds, 0)) * time.Second, err
+		var said *transport.Error
+		if errors.As(err, &said) {
+			said.Request = nil // its address has the session's secret, too
+		}
+		return nil, time.Duration(max(seconds, 0)) * time.Second, fmt.Errorf("%s: %w", method, err)
 	}
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
 	return resp, 0, nil
@@ -316,26 +371,22 @@ func (up *upload) next(ctx context.Context) (time.Duration, error) {
 	header := http.Header{
 		"Content-Type": {"application/octet-stream"}, "Content-Range": {fmt.Sprintf("%d-%d", up.done, up.done+n-1)},
 	}
-	resp, wait, err := up.do(ctx, http.MethodPatch, up.at.String(), up.buf[:n], header, http.StatusAccepted, http.StatusNoContent)
+	resp, wait, err := up.do(ctx, http.MethodPatch, up.at.String(), up.buf[:n], header, http.StatusAccepted, http.StatusNoContent, http.StatusCreated, http.StatusOK)
 	if err != nil {
-		var said *transport.Error
-		if up.done == 0 && errors.As(err, &said) {
-			switch said.StatusCode {
-			case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusLengthRequired, http.StatusRequestedRangeNotSatisfiable, http.StatusUnsupportedMediaType, http.StatusNotImplemented:
+		if refusesPieces(err) {
+			// The first one: it takes none. A later one: perhaps where it was to begin was not what the registry has; but not twice.
+			if up.odd++; up.done == 0 || up.odd > 1 {
 				return 0, errWhole
 			}
+			return wait, errAgain{err}
 		}
 		return wait, err
 	}
-	sent := up.done + n
-	if err := up.stands(resp); err != nil {
+	// What the answer says of how much is there is not looked at: registries differ in what they say, and the digest
+	// at the end decides.
+	up.done += n
+	if err := up.located(resp); err != nil {
 		return 0, err
-	}
-	if resp.Header.Get("Range") == "" {
-		up.done = sent // it need not say
-	}
-	if up.done > sent {
-		return 0, fmt.Errorf("send a piece: the registry has %d bytes of %d that were sent", up.done, sent)
 	}
 	if time.Since(up.told) >= reportEvery {
 		up.told = time.Now()
@@ -344,12 +395,43 @@ func (up *upload) next(ctx context.Context) (time.Duration, error) {
 	return 0, nil
 }
 
+// errAgain is a refusal that a look at the session may mend.
+type errAgain struct{ error }
+
+func (e errAgain) Unwrap() error { return e.error }
+
+// refusesPieces tells whether it is the piece that is refused, and not the blob.
+func refusesPieces(err error) bool {
+	var said *transport.Error
+	if !errors.As(err, &said) {
+		return false
+	}
+	switch said.StatusCode {
+	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusLengthRequired, http.StatusRequestedRangeNotSatisfiable, http.StatusUnsupportedMediaType, http.StatusNotImplemented:
+		return true
+	}
+	return false
+}
+
 // read fills the buffer with the n bytes from done on. A connection may have broken behind a piece that is not
 // there: then the layer is read again from its beginning.
 func (up *upload) read(n int64) error {
 	if int64(cap(up.buf)) < n {
 		up.buf = make([]byte, n)
 	}
+	err := up.readOn(n)
+	if err != nil {
+		if up.from != nil {
+			_ = up.from.Close()
+			up.from = nil
+		}
+		return errSource{err}
+	}
+	up.fromAt = up.done + n
+	return nil
+}
+
+func (up *upload) readOn(n int64) error {
 	if up.from == nil || up.fromAt > up.done {
 		if up.from != nil {
 			_ = up.from.Close()
@@ -365,9 +447,6 @@ func (up *upload) read(n int64) error {
 			return err
 		}
 	}
-	if _, err := io.ReadFull(up.from, up.buf[:n]); err != nil {
-		return err
-	}
-	up.fromAt = up.done + n
-	return nil
+	_, err := io.ReadFull(up.from, up.buf[:n])
+	return err
 }

@@ -137,3 +137,7 @@ func (u *unchangedFile) Read(p []byte) (int, error) {
 
 // Close implements io.Closer.
 func (u *unchangedFile) Close() error { return u.f.Close() }
+
+// Settle has what was written to the file's pages, also through a mapping, be on the disk, and tells whether the file's
+// times will tell of whatever is written from now on.
+func (u *unchangedFile) Settle() bool { return settle(u.f) }

@@ -25,3 +25,13 @@ func syncTree(dir string) error {
 	}
 	return nil
 }
+
+// settle writes a file's pages back: writing to one through a mapping then changes the file's times again. A tmpfs never
+// writes back.
+func settle(f *os.File) bool {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Type == unix.TMPFS_MAGIC {
+		return false
+	}
+	return unix.Fdatasync(int(f.Fd())) == nil
+}
