@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"path"
 	"regexp"
 	"slices"
@@ -326,6 +327,12 @@ func (r *references) sources(ctx context.Context, at place, instruction string, 
 			return at.invalid("add --checksum= with the full hash of the commit, or keep the files in the project and COPY them",
 				"ADD %s: its content is not known, so it cannot count", withoutUser(src))
 		case kind != "":
+			// They would be in the image's history. One with a variable in it may be none yet.
+			if u, err := url.Parse(src); err == nil && u.User != nil {
+				if err := checkURL(at, src); err != nil {
+					return err
+				}
+			}
 		case strings.HasPrefix(src, unknownValue) && (r.own && instruction == "ADD"), strings.Contains(src, unknownValue) && !r.own:
 			return at.invalid("write the path out", "%s %s: a source with a variable is not known before the build", instruction, word)
 		case !r.own:

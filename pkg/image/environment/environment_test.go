@@ -598,3 +598,34 @@ func TestInputs(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
+
+// TestSecretsInAddresses: credentials are refused, and no message has them, nor a query.
+func TestSecretsInAddresses(t *testing.T) {
+	const sum = "sha256:1111111111111111111111111111111111111111111111111111111111111111"
+	for text, says := range map[string]string{
+		"--index-url bob:s3cret@index.example/simple\n":    "credentials in it",
+		"--index-url https://bob:s3cret@index.example/s\n": "credentials in it",
+		"a @ bob:s3cret@host.example/x.whl\n":              "what should be an address is none",
+		"-r https://host.example/r.txt?sig=s3cret\n":       "its content is not known",
+	} {
+		_, err := requirements(t, text, nil)
+		if err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%q: %v, want %q and no secret", text, err, says)
+		}
+	}
+	for step, says := range map[string]string{
+		"ADD --checksum=" + sum + " https://bob:s3cret@host.example/x.tgz /x": "credentials in it",
+		"ADD https://host.example/x.tgz?sig=s3cret /x":                        "its content is not known",
+	} {
+		dir := t.TempDir()
+		_, err := environment.Load(t.Context(), dir, project.Environment{BaseImage: "base", DockerSteps: []string{step}}, environment.Options{
+			Platform: environment.DefaultPlatform,
+			Resolve: func(context.Context, string, string) (environment.Image, error) {
+				return environment.Image{Digest: sum}, nil
+			},
+		})
+		if err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%q: %v, want %q and no secret", step, err, says)
+		}
+	}
+}

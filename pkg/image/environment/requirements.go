@@ -607,17 +607,27 @@ func tighten(s string) string {
 	return b.String()
 }
 
-// withoutUser is an address without what may be credentials.
+// withoutUser is an address without what may be credentials: a user, and a query, by which it may be signed.
 func withoutUser(s string) string {
+	s, _, signed := strings.Cut(s, "?")
+	if signed {
+		s += "?…"
+	}
 	scheme, rest, isURL := strings.Cut(s, "://")
 	if !isURL {
-		return s
+		scheme, rest = "", s
 	}
-	host, tail, _ := strings.Cut(rest, "/")
-	if i := strings.LastIndexByte(host, '@'); i >= 0 {
-		return scheme + "://…@" + host[i+1:] + "/" + tail
+	host, tail, path := strings.Cut(rest, "/")
+	if i := strings.LastIndexByte(host, '@'); i >= 0 && (isURL || strings.Contains(host[:i], ":")) {
+		host = "…@" + host[i+1:]
 	}
-	return s
+	if path {
+		host += "/" + tail
+	}
+	if isURL {
+		return scheme + "://" + host
+	}
+	return host
 }
 
 var condaToken = regexp.MustCompile(`/t/[^/]+/`)
@@ -633,6 +643,9 @@ func checkURL(at place, s string) error {
 		return at.refuse(rollout.ReasonUnsafeFile, "keep the files in the project and name them by a path from there", "%s leaves the project", shown(s))
 	}
 	_, password := u.User.Password()
+	if strings.Contains(u.Opaque, "@") { // USER:PASSWORD@HOST, of which the scheme was forgotten
+		return at.invalid("write it as https://HOST/PATH, and use an index or mirror that needs no credentials", "an address has no scheme, and credentials in it")
+	}
 	if u.User != nil && (password || !strings.HasSuffix(u.Scheme, "ssh")) || condaToken.MatchString(u.Path) {
 		return at.invalid("use an index or mirror that needs none from where images are built; they would be in a layer of the image",
 			"the address of %s has credentials in it", u.Host)
