@@ -275,7 +275,7 @@ func TestBenchDeploy(t *testing.T) {
 		if i > 0 {
 			git("commit", "-qam", stage)
 		}
-		age()
+		age(t)
 		got[stage] = map[string]figures{}
 		for _, p := range peers {
 			before := sent.Load()

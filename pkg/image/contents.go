@@ -40,6 +40,9 @@ const (
 	// settleFrom is the size from which a file's pages are written back before its digest is remembered: what is written
 	// through a mapping later would change neither of its times. For small files that would take longer than hashing them.
 	settleFrom = 1 << 20
+	// writtenBack is how old a file is when its pages usually are: a younger one is hashed again the next time, since waiting for
+	// the disk can take longer than that.
+	writtenBack = 35 * time.Second
 	// maxLayers of an image: file systems stack 127.
 	maxLayers = 120
 )
@@ -304,15 +307,12 @@ func (c *contents) layer(ctx context.Context, p *part) (*layer, map[string]strin
 	unsettled := false
 	write := func(sums map[string]string) func(io.Writer) error {
 		return func(w io.Writer) error {
-			settle := func(f io.Reader) {
-				if s, ok := f.(interface{ Settle() bool }); ok && !s.Settle() {
-					unsettled = true
-				}
-			}
 			if sums == nil || c.memory.dir == "" {
-				settle = nil
+				return c.write(ctx, w, p, sums, nil)
 			}
-			return c.write(ctx, w, p, sums, settle)
+			return c.write(ctx, w, p, sums, func(r io.Reader, info fs.FileInfo) {
+				unsettled = unsettled || !settle(r, info, p.seen)
+			})
 		}
 	}
 	if r, ok := c.memory.get(p.key); ok && r.Size > 0 {
@@ -337,18 +337,25 @@ func (c *contents) layer(ctx context.Context, p *part) (*layer, map[string]strin
 	return l, sums, nil
 }
 
-// write a part's tar. It notes the SHA-256 of model files in sums, unless that is nil, and has files settle that are large enough
-// for it to pay.
-func (c *contents) write(ctx context.Context, w io.Writer, p *part, sums map[string]string, settle func(io.Reader)) error {
+// settle has what was written to a file that is open be on the disk, and tells whether its times will tell of whatever is
+// written from now on.
+func settle(r io.Reader, info fs.FileInfo, seen time.Time) bool {
+	if seen.Sub(info.ModTime()) < writtenBack {
+		return false
+	}
+	s, ok := r.(interface{ Settle() bool })
+	return ok && s.Settle()
+}
+
+// write a part's tar. It notes the SHA-256 of model files in sums, unless that is nil, and gives settle, unless that is nil,
+// files of which it matters.
+func (c *contents) write(ctx context.Context, w io.Writer, p *part, sums map[string]string, settle func(io.Reader, fs.FileInfo)) error {
 	t, s, key := newTree(w), sorter{c: c}, newKeyer()
 	err := c.walk(ctx, p.only, func(f *file) error {
 		if p.only != "" && f.path != p.only || p.only == "" && s.next(f) != p.slot {
 			return nil
 		}
 		key.add(f)
-		if f.size < settleFrom {
-			return f.write(ctx, t, sums, nil)
-		}
 		return f.write(ctx, t, sums, settle)
 	})
 	if err != nil {
@@ -360,7 +367,7 @@ func (c *contents) write(ctx context.Context, w io.Writer, p *part, sums map[str
 	return t.close()
 }
 
-func (f *file) write(ctx context.Context, t *tree, sums map[string]string, settle func(io.Reader)) error {
+func (f *file) write(ctx context.Context, t *tree, sums map[string]string, settle func(io.Reader, fs.FileInfo)) error {
 	h := &tar.Header{Typeflag: tar.TypeReg, Name: f.path, Size: f.size, Mode: 0o644}
 	if f.info == nil {
 		h.Typeflag, h.Linkname, h.Size = tar.TypeSymlink, f.link, 0
@@ -374,8 +381,8 @@ func (f *file) write(ctx context.Context, t *tree, sums map[string]string, settl
 		return err
 	}
 	defer func() { _ = r.Close() }()
-	if settle != nil {
-		settle(r)
+	if settle != nil && f.size >= settleFrom {
+		settle(r, f.info)
 	}
 	content := reading(ctx, r)
 	if sums == nil || f.model == "" {

@@ -48,7 +48,16 @@ func weights(t testing.TB, path string, size int64, seed uint64) {
 }
 
 // age makes files old enough that their digests are remembered. A change of times is a change, so it waits.
-func age() { time.Sleep(2100 * time.Millisecond) }
+func age(t testing.TB, large ...string) {
+	t.Helper()
+	for _, f := range large {
+		long := time.Now().Add(-time.Hour)
+		if err := os.Chtimes(f, long, long); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(2100 * time.Millisecond)
+}
 
 type layerIs struct {
 	what string
@@ -97,7 +106,7 @@ func TestLargeFiles(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "model/vocabulary.json"), bytes.Repeat([]byte(`{"token": 12345}, `), 4*unit), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	age()
+	age(t)
 	first := ship(t, s, dir)
 	got := layersOf(t, r.image(t, first.Image))[2:]
 	if len(got) != 5 {
@@ -171,7 +180,7 @@ func TestCommitsReadNoModels(t *testing.T) {
 		}
 	}
 	commit()
-	age()
+	age(t, filepath.Join(dir, "model/a.bin"))
 	ship(t, s, dir)
 	write(t, dir, "src/score.py", "pass # better")
 	commit()
@@ -218,7 +227,7 @@ func TestWrongMemory(t *testing.T) {
 	s.CacheDir = t.TempDir()
 	dir := project(t)
 	weights(t, filepath.Join(dir, "model/a.bin"), 65*unit, 1)
-	age()
+	age(t, filepath.Join(dir, "model/a.bin"))
 	good := ship(t, s, dir)
 	kept, err := filepath.Glob(filepath.Join(s.CacheDir, "*.json"))
 	if err != nil || len(kept) < 4 { // the runner, a large file, the rest of the model and the project, and the archive

@@ -199,10 +199,7 @@ func (d *directory) sums(ctx context.Context, m *memory) ([]ModelFile, error) {
 				return err
 			}
 			defer func() { _ = r.Close() }()
-			settled := true
-			if s, ok := r.(interface{ Settle() bool }); ok && m.dir != "" && infos[i].Size() >= settleFrom {
-				settled = s.Settle()
-			}
+			settled := m.dir != "" && (infos[i].Size() < settleFrom || settle(r, infos[i], seen))
 			h := sha256.New()
 			if _, err := io.CopyBuffer(h, reading(ctx, r), make([]byte, bufferSize)); err != nil {
 				return err
