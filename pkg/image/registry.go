@@ -27,7 +27,7 @@ type Client struct {
 	Insecure []string
 	// Keychain has the credentials; nil is authn.DefaultKeychain, which reads Docker's and Podman's.
 	Keychain authn.Keychain
-	// Progress is told what happens, one line a step; nil is silent.
+	// Progress is told what happens, one line a step and one after the other; nil is silent.
 	Progress func(format string, args ...any)
 	// session shares logins and connections, if there is one.
 	session *session
@@ -55,8 +55,17 @@ func (c Client) begin(ctx context.Context) (_ Client, end func(), err error) {
 	if s.pusher, err = remote.NewPusher(append(options, remote.WithProgress(updates))...); err != nil {
 		return Client{}, nil, fmt.Errorf("reach registries: %w", err)
 	}
-	ended := make(chan struct{})
+	if tell := c.Progress; tell != nil {
+		var one sync.Mutex // several layers are sent at once
+		c.Progress = func(format string, args ...any) {
+			one.Lock()
+			defer one.Unlock()
+			tell(format, args...)
+		}
+	}
+	ended, told := make(chan struct{}), make(chan struct{})
 	go func() {
+		defer close(told)
 		last := time.Now()
 		for {
 			select {
@@ -71,7 +80,7 @@ func (c Client) begin(ctx context.Context) (_ Client, end func(), err error) {
 		}
 	}()
 	c.session = s
-	return c, sync.OnceFunc(func() { close(ended) }), nil
+	return c, sync.OnceFunc(func() { close(ended); <-told }), nil
 }
 
 func (c Client) progress(format string, args ...any) {

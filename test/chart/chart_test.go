@@ -473,8 +473,8 @@ func TestDefaults(t *testing.T) {
 	if *router.Spec.Replicas != 2 || router.Spec.Strategy.RollingUpdate.MaxUnavailable.IntValue() != 0 || len(pod.Spec.TopologySpreadConstraints) != 2 {
 		t.Errorf("router: %+v", router.Spec)
 	}
-	// 5 s of new requests, 60 s for the longest, and its time in the queue.
-	if *pod.Spec.TerminationGracePeriodSeconds != 90 || c.Lifecycle.PreStop.Sleep.Seconds != 5 || !slices.Contains(c.Args, "--grace=70s") {
+	// 5 s of new requests, four times as long for connections, 60 s for the longest request, and its time in the queue.
+	if *pod.Spec.TerminationGracePeriodSeconds != 105 || c.Lifecycle.PreStop.Sleep.Seconds != 5 || !slices.Contains(c.Args, "--grace=70s") {
 		t.Errorf("router ends: %d s, %+v, %v", *pod.Spec.TerminationGracePeriodSeconds, c.Lifecycle.PreStop.Sleep, c.Args)
 	}
 	if c.Image != "registry.example/sluice/router:dev" || pod.Annotations["prometheus.io/port"] != "9090" {
@@ -539,7 +539,7 @@ func TestValues(t *testing.T) {
 			}
 		}
 		r := named[*appsv1.Deployment](t, all, "gates-router").Spec.Template.Spec
-		if *r.TerminationGracePeriodSeconds != 360 || !slices.Contains(r.Containers[0].Args, "--grace=310s") {
+		if *r.TerminationGracePeriodSeconds != 420 || !slices.Contains(r.Containers[0].Args, "--grace=310s") {
 			t.Errorf("router ends: %d, %q", *r.TerminationGracePeriodSeconds, r.Containers[0].Args)
 		}
 		s := named[*corev1.Service](t, all, "gates-router").Spec

@@ -103,7 +103,7 @@ func FuzzRequirements(f *testing.F) {
 	for _, s := range []string{
 		"numpy==1.26 # x\n", "a[b] >= 1 , <2 ; python_version == '3. 9'\\\n\n", "--hash=sha256:a", "a --hash=sha256:a \\\n --hash sha256:b",
 		"-i https://h.example/simple", "-c c.txt\n./pkg[x] ; y", "-e git+https://h.example/x@y#egg=z", "a @ https://h.example/a#b # c", "-r c.txt", "-f './x y'",
-		"--global-option='a  b'", "a;b @ c", "\\", "a \\\n# c\nb", "a@#https://h.example",
+		"--global-option='a  b'", "a;b @ c", "\\", "a \\\n# c\nb", "a@#https://h.example", "./pkg[x];-", "./pkg;#x",
 	} {
 		f.Add(s)
 	}

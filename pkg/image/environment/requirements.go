@@ -487,6 +487,10 @@ func (r *pipReader) localPackage(ctx context.Context, at place, p, extra, marker
 	}
 	text += extra
 	if marker != "" {
+		// Else, with white space before it, it would be read as an option or a comment.
+		if !markerStart.MatchString(marker) {
+			return "", at.invalid("write it as ./PATH ; python_version >= '3.9'", "what stands behind ; is no condition")
+		}
 		text += " ; " + marker
 	}
 	return text, nil
@@ -544,6 +548,9 @@ func (r *pipReader) editable(ctx context.Context, at place, value string, with [
 
 // requirementName begins a requirement (PEP 508).
 var requirementName = regexp.MustCompile(`^[A-Za-z0-9](?:[-._A-Za-z0-9]*[A-Za-z0-9])?`)
+
+// markerStart begins an environment marker (PEP 508).
+var markerStart = regexp.MustCompile(`^[A-Za-z_'"(]`)
 
 // addressStart begins an address (RFC 3986, section 3.1).
 var addressStart = regexp.MustCompile(`^[A-Za-z][-+.A-Za-z0-9]*://`)
