@@ -122,8 +122,8 @@ build-e2e: buildkit ## builds of environments with a real buildkitd and a Docker
 
 .PHONY: image-e2e bench-images
 DISTRIBUTION = $$(test/tools/registry.sh $(CACHE)/docker-registry)
-image-e2e: ## pushes to Docker's own registry: broken connections, kills, a full disk
-	@SLUICE_TEST_DISTRIBUTION=$(DISTRIBUTION) go test -count=1 -timeout 15m -v -run Distribution ./pkg/image
+image-e2e: ## pushes to Docker's own registry: broken connections, kills, a full disk; and memory
+	@SLUICE_TEST_DISTRIBUTION=$(DISTRIBUTION) go test -count=1 -timeout 15m -v -run 'Distribution|MemoryIsFlat|OutputsStream' ./pkg/image
 
 bench-images: buildkit ## deploys of a 2 GiB model, side by side with BuildKit; about ten minutes
 	@SLUICE_TEST_DISTRIBUTION=$(DISTRIBUTION) $(BIN)/buildkit run -- go test -count=1 -tags bench -timeout 40m -v -run TestBenchDeploy ./pkg/image

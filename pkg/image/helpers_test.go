@@ -188,7 +188,12 @@ func (r *testRegistry) base(t *testing.T) string {
 }
 
 func (r *testRegistry) shipper(t *testing.T) image.Shipper {
-	return image.Shipper{Registry: r.host + "/models", RunnerFile: runnerFile(t), BaseImage: r.base(t), TempDir: t.TempDir()}
+	runner := runnerFile(t)
+	return image.Shipper{
+		Registry: r.host + "/models", RunnerFile: runner, BaseImage: r.base(t), TempDir: t.TempDir(),
+		// Compressing the runner anew takes most of a small test's time.
+		CacheDir: filepath.Join(filepath.Dir(runner), "cache"),
+	}
 }
 
 // small is a shipper for which a MiB is a sixteenth of one.

@@ -549,6 +549,9 @@ func TestItServes(t *testing.T) {
 
 // TestMemoryIsFlat ships a model of 2 GiB to a registry that keeps nothing of it.
 func TestMemoryIsFlat(t *testing.T) {
+	if raceDetector {
+		t.Skip("make image-e2e runs it without the race detector, with which it takes minutes")
+	}
 	if testing.Short() {
 		t.Skip("reads and writes several GiB")
 	}

@@ -287,6 +287,9 @@ func readTarball(t *testing.T, file string) (out savedTarball) {
 
 // TestOutputsStream: a model of 1 GiB goes into both forms without memory for it, and an interrupt ends both.
 func TestOutputsStream(t *testing.T) {
+	if raceDetector {
+		t.Skip("make image-e2e runs it without the race detector, with which it takes minutes")
+	}
 	if testing.Short() {
 		t.Skip("reads and writes several GiB")
 	}
