@@ -339,8 +339,8 @@ func (d *deployment) room(ctx context.Context) error {
 	if d.Percent == nil || *d.Percent <= 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
-	defer cancel()
+	// Not a deadline of the context: what the store says when one passes is no answer to whether there is room.
+	late := time.After(d.Timeout)
 	for {
 		e, err := d.Store.Get(ctx, d.key)
 		if err != nil {
@@ -365,6 +365,8 @@ func (d *deployment) room(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
+			return fmt.Errorf("wait for room: %w", ctx.Err())
+		case <-late:
 			return &rollout.Error{
 				Reason: rollout.ReasonNotEnoughReady, Field: "--percent", Message: fmt.Sprintf("%s has %d ready slots after %s, but %s per cent of the present demand needs %d", v.Name, have, d.Timeout, *d.Percent, need),
 				Hint: "begin with a smaller share, or allow more replicas",
