@@ -316,7 +316,7 @@ func (c *contents) layer(ctx context.Context, p *part) (*layer, map[string]strin
 		}
 	}
 	if r, ok := c.memory.get(p.key); ok && r.Size > 0 {
-		return &layer{compress: r.Compressed, digest: r.Digest, diffID: r.DiffID, size: r.Size}, r.Sums, nil
+		return r.layer(nil), r.Sums, nil
 	}
 	compress := p.kind == slotRest
 	if !compress {
@@ -333,7 +333,7 @@ func (c *contents) layer(ctx context.Context, p *part) (*layer, map[string]strin
 	if unsettled {
 		return l, sums, nil
 	}
-	c.memory.put(p.key, p.changed, p.seen, remembered{Digest: l.digest, DiffID: l.diffID, Size: l.size, Compressed: compress, Sums: sums})
+	c.memory.put(p.key, p.changed, p.seen, l.remembered(sums))
 	return l, sums, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"net/http"
 	"net/url"
@@ -147,12 +148,8 @@ type transfer struct {
 	*download
 	client *http.Client
 	f      *os.File
-	h      interface {
-		io.Writer
-		Sum([]byte) []byte
-		Reset()
-	}
-	n int64
+	h      hash.Hash
+	n      int64
 	// tag is what tells the file from a later one: its ETag, or when it was last changed. The digest tells in any case.
 	tag     string
 	resumed bool
@@ -223,7 +220,7 @@ func (x *transfer) run(ctx context.Context) error {
 func (x *transfer) Write(p []byte) (int, error) {
 	x.alive()
 	n, err := x.f.Write(p)
-	x.h.Write(p[:n]) //nolint:errcheck // a hash has no errors
+	x.h.Write(p[:n])
 	x.n += int64(n)
 	if time.Since(x.told) >= reportEvery {
 		x.told = time.Now()

@@ -212,13 +212,13 @@ func fileLayer(file, target string, executable bool, m *memory) (*layer, error) 
 func (m *memory) layer(k *keyer, seen time.Time, compress bool, write func(io.Writer) error) (*layer, error) {
 	key := k.sum()
 	if r, ok := m.get(key); ok && r.Compressed == compress && r.Size > 0 {
-		return &layer{write: write, compress: compress, digest: r.Digest, diffID: r.DiffID, size: r.Size}, nil
+		return r.layer(write), nil
 	}
 	l, err := newLayer(compress, write)
 	if err != nil {
 		return nil, err
 	}
-	m.put(key, k.lastChanged(), seen, remembered{Digest: l.digest, DiffID: l.diffID, Size: l.size, Compressed: compress})
+	m.put(key, k.lastChanged(), seen, l.remembered(nil))
 	return l, nil
 }
 

@@ -410,7 +410,7 @@ func (c Client) fileModel(ctx context.Context, field string, m project.Model, me
 		return writeFile(w, name, target, 0o644)
 	}
 	if r, ok := mem.get(key); ok && r.Size > 0 {
-		out.layers = []addition{{&layer{write: write, compress: r.Compressed, digest: r.Digest, diffID: r.DiffID, size: r.Size}, what}}
+		out.layers = []addition{{r.layer(write), what}}
 		return out, nil
 	}
 	compress, err := shrinks(write)
@@ -421,7 +421,7 @@ func (c Client) fileModel(ctx context.Context, field string, m project.Model, me
 	if err != nil {
 		return Model{}, err
 	}
-	mem.put(key, longAgo, longAgo.Add(2*settled), remembered{Digest: l.digest, DiffID: l.diffID, Size: l.size, Compressed: compress})
+	mem.put(key, longAgo, longAgo.Add(2*settled), l.remembered(nil))
 	out.layers = []addition{{l, what}}
 	return out, nil
 }

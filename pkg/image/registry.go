@@ -35,6 +35,13 @@ type Client struct {
 	divide int64
 }
 
+func (c Client) keychain() authn.Keychain {
+	if c.Keychain == nil {
+		return authn.DefaultKeychain
+	}
+	return c.Keychain
+}
+
 func (c Client) sized(n int64) int64 { return n / max(c.divide, 1) }
 
 // session is what the steps of one deploy share: each registry is asked once how to log in.
@@ -90,11 +97,7 @@ func (c Client) progress(format string, args ...any) {
 }
 
 func (c Client) options(ctx context.Context) []remote.Option {
-	keys := c.Keychain
-	if keys == nil {
-		keys = authn.DefaultKeychain
-	}
-	out := []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(keys), remote.WithUserAgent("sluice"), remote.WithJobs(jobs)}
+	out := []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(c.keychain()), remote.WithUserAgent("sluice"), remote.WithJobs(jobs)}
 	if c.session != nil {
 		out = append(out, remote.Reuse(c.session.puller), remote.Reuse(c.session.pusher))
 	}

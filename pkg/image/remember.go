@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -66,6 +67,16 @@ func (m *memory) get(key string) (remembered, bool) {
 	now := time.Now()
 	_ = os.Chtimes(m.path(key), now, now)
 	return r, true
+}
+
+// layer that was remembered, as write writes it.
+func (r remembered) layer(write func(io.Writer) error) *layer {
+	return &layer{write: write, compress: r.Compressed, digest: r.Digest, diffID: r.DiffID, size: r.Size}
+}
+
+// remembered is what to remember of a layer.
+func (l *layer) remembered(sums map[string]string) remembered {
+	return remembered{Digest: l.digest, DiffID: l.diffID, Size: l.size, Compressed: l.compress, Sums: sums}
 }
 
 // valid tells whether it can be what was kept.
@@ -133,8 +144,8 @@ func (m *memory) tidy() {
 	})
 }
 
-// maker tells apart what makes other bytes of the same files.
-func maker() string {
+// maker tells apart what makes other bytes of the same files. Every key has it, and there is one for each file of a model.
+var maker = sync.OnceValue(func() string {
 	const library = "github.com/klauspost/compress"
 	out := "layer 1 " + runtime.Version()
 	if info, ok := debug.ReadBuildInfo(); ok {
@@ -145,4 +156,4 @@ func maker() string {
 		}
 	}
 	return out
-}
+})

@@ -111,11 +111,7 @@ func (u *uploads) open(ctx context.Context) error {
 	if u.client != nil {
 		return nil
 	}
-	keys := u.Keychain
-	if keys == nil {
-		keys = authn.DefaultKeychain
-	}
-	auth, err := authn.Resolve(ctx, keys, u.repo)
+	auth, err := authn.Resolve(ctx, u.keychain(), u.repo)
 	if err != nil {
 		return err
 	}

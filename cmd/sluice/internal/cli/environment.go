@@ -21,8 +21,13 @@ import (
 const maxSummarySize = 64 << 20
 
 func (a *app) environmentCmd() *cobra.Command {
+	return group("environment", "Look at a project's environment", a.environmentHashCmd())
+}
+
+// group is a command that only has others.
+func group(use, short string, commands ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{
-		Use: "environment", Short: "Look at a project's environment",
+		Use: use, Short: short,
 		// cobra would show the help for a command that it does not know, and succeed.
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -32,7 +37,7 @@ func (a *app) environmentCmd() *cobra.Command {
 		},
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.environmentHashCmd())
+	c.AddCommand(commands...)
 	return c
 }
 

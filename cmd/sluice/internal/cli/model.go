@@ -15,22 +15,10 @@ import (
 )
 
 func (a *app) modelCmd() *cobra.Command {
-	c := &cobra.Command{
-		Use: "model", Short: "Keep models in a registry",
-		Args: func(c *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return misuse("", fmt.Sprintf("see `%s --help`", c.CommandPath()), "unknown command %q for %q", args[0], c.CommandPath())
-			}
-			return nil
-		},
-		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
-	}
-	c.AddCommand(a.modelPushCmd())
-	return c
+	return group("model", "Keep models in a registry", a.modelPushCmd())
 }
 
 func (a *app) modelPushCmd() *cobra.Command {
-	var insecure []string
 	c := &cobra.Command{
 		Use:   "push PATH oci://REGISTRY/NAME:TAG",
 		Short: "Push a model's file or directory to a registry",
@@ -43,15 +31,15 @@ the same registry take the model from there without it passing through the machi
 			if !ok {
 				return misuse("", "write oci://REGISTRY/NAME:TAG", "%q does not begin with oci://", args[1])
 			}
-			return a.modelPush(c.Context(), args[0], ref, insecure)
+			return a.modelPush(c.Context(), args[0], ref)
 		},
 	}
-	c.Flags().StringSliceVar(&insecure, "insecure-registry", nil, "HOST[:PORT] that may be spoken to in plain HTTP")
+	a.insecureFlag(c.Flags())
 	return c
 }
 
-func (a *app) modelPush(ctx context.Context, path, ref string, insecure []string) error {
-	client := image.Client{Insecure: insecure, Progress: a.progress}
+func (a *app) modelPush(ctx context.Context, path, ref string) error {
+	client := image.Client{Insecure: a.images.insecure, Progress: a.progress}
 	pushed, err := client.PushModel(ctx, path, ref, layersDir())
 	if err != nil {
 		return err
