@@ -12,6 +12,27 @@ import (
 // editTries bounds how often a lost race is tried again.
 const editTries = 20
 
+// Editor changes endpoints by transitions only: a Store that is reached directly (see Editing), or a
+// control plane's API. Safe for concurrent use.
+type Editor interface {
+	// Get fails with ErrNotFound.
+	Get(ctx context.Context, key rollout.Key) (*rollout.Endpoint, error)
+	// Edit is the function of that name. change may be called several times.
+	Edit(ctx context.Context, key rollout.Key, req rollout.Request, change func(*rollout.Endpoint) (rollout.Op, error)) (*rollout.Endpoint, rollout.Outcome, error)
+	// Delete is that of Writer.
+	Delete(ctx context.Context, key rollout.Key, resourceVersion string) error
+}
+
+// Editing makes a store an Editor.
+func Editing(s Store) Editor { return editor{s} }
+
+type editor struct{ Store }
+
+// Edit implements Editor.
+func (e editor) Edit(ctx context.Context, key rollout.Key, req rollout.Request, change func(*rollout.Endpoint) (rollout.Op, error)) (*rollout.Endpoint, rollout.Outcome, error) {
+	return Edit(ctx, e.Store, key, req, change)
+}
+
 // Edit reads an endpoint, applies the transition that change makes of it, and
 // writes it with its resource version; a lost race begins again from the read. An
 // endpoint that is not there is handed to change empty, and created by its first

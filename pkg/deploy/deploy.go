@@ -83,13 +83,13 @@ type Options struct {
 
 	Shipper Shipper
 	// Admit, if not nil, is asked once the image is there and before the version joins; its error ends the deploy.
-	Admit    func(context.Context, Shipment) error
-	Store    cluster.Store
-	Keys     cluster.Keys
-	Logs     cluster.LogReader
-	Client   *http.Client
-	Progress Progress
-	Logger   *slog.Logger
+	Admit     func(context.Context, Shipment) error
+	Endpoints cluster.Editor
+	Keys      cluster.Keys
+	Logs      cluster.LogReader
+	Client    *http.Client
+	Progress  Progress
+	Logger    *slog.Logger
 }
 
 // Result of a deploy.
@@ -228,7 +228,7 @@ func (d *deployment) interrupted(role rollout.Role, first bool) error {
 	if d.prepared {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		if _, _, err := cluster.Edit(ctx, d.Store, d.key, d.request(d.id+"-unprepare"), func(*rollout.Endpoint) (rollout.Op, error) {
+		if _, _, err := d.Endpoints.Edit(ctx, d.key, d.request(d.id+"-unprepare"), func(*rollout.Endpoint) (rollout.Op, error) {
 			return rollout.Prepare{Version: d.ship.Name}, nil
 		}); err != nil {
 			d.Progress("the replicas that were added for its share stay: %v", err)
@@ -276,7 +276,7 @@ func (d *deployment) join(ctx context.Context) (*rollout.Endpoint, rollout.Outco
 		Strategy: d.ship.Strategy,
 	}
 	first := false
-	e, out, err := cluster.Edit(ctx, d.Store, d.key, d.request(d.id), func(e *rollout.Endpoint) (rollout.Op, error) {
+	e, out, err := d.Endpoints.Edit(ctx, d.key, d.request(d.id), func(e *rollout.Endpoint) (rollout.Op, error) {
 		first = len(e.Spec.Versions) == 0 || (len(e.Spec.Versions) == 1 && e.Spec.Versions[0].Name == d.ship.Name)
 		// Only a new endpoint is bound by its deploy: later on, who may act on it is not for a workflow to say.
 		op.Repositories = nil
@@ -301,7 +301,7 @@ func (d *deployment) enter(ctx context.Context) (string, error) {
 	if d.Type != nil {
 		role = *d.Type
 	}
-	_, out, err := cluster.Edit(ctx, d.Store, d.key, d.request(d.id+"-enter"), func(e *rollout.Endpoint) (rollout.Op, error) {
+	_, out, err := d.Endpoints.Edit(ctx, d.key, d.request(d.id+"-enter"), func(e *rollout.Endpoint) (rollout.Op, error) {
 		if newer := superseded(&e.Spec, d.ship.Name); newer != "" {
 			return nil, &rollout.Error{
 				Reason: rollout.ReasonSuperseded, Field: "version", Message: fmt.Sprintf("%s came after %s from the same pull request", newer, d.ship.Name), Hint: "nothing is to be done: the newer one takes its place",
@@ -342,7 +342,7 @@ func (d *deployment) room(ctx context.Context) error {
 	// Not a deadline of the context: what the store says when one passes is no answer to whether there is room.
 	late := time.After(d.Timeout)
 	for {
-		e, err := d.Store.Get(ctx, d.key)
+		e, err := d.Endpoints.Get(ctx, d.key)
 		if err != nil {
 			return fmt.Errorf("read endpoint %s: %w", d.key, err)
 		}
@@ -356,7 +356,7 @@ func (d *deployment) room(ctx context.Context) error {
 		}
 		if !d.prepared {
 			d.Progress("preparing %d slots for %s per cent (%d are ready)", need, *d.Percent, have)
-			if _, _, err := cluster.Edit(ctx, d.Store, d.key, d.request(d.id+"-prepare"), func(*rollout.Endpoint) (rollout.Op, error) {
+			if _, _, err := d.Endpoints.Edit(ctx, d.key, d.request(d.id+"-prepare"), func(*rollout.Endpoint) (rollout.Op, error) {
 				return rollout.Prepare{Version: d.ship.Name, Percent: *d.Percent}, nil
 			}); err != nil {
 				return err
@@ -401,7 +401,7 @@ func (d *deployment) ready(ctx context.Context) (*rollout.Endpoint, error) {
 	defer tick.Stop()
 	last := rollout.VersionStatus{Reason: rollout.ReasonStarting, Message: "nothing reports on it: is the control role running? (`sluice up`)"}
 	for {
-		e, err := d.Store.Get(ctx, d.key)
+		e, err := d.Endpoints.Get(ctx, d.key)
 		if err == nil {
 			if e.Spec.Version(d.ship.Name) == nil {
 				return nil, rollout.UnknownVersion(&e.Spec, d.ship.Name)
@@ -572,7 +572,7 @@ func (d *deployment) giveUp(cause error, first bool) error {
 	} else {
 		req := d.request(d.id + "-give-up")
 		req.Reason, req.Message = rollout.ReasonOf(cause), cause.Error()
-		if _, _, err := cluster.Edit(ctx, d.Store, d.key, req, func(*rollout.Endpoint) (rollout.Op, error) {
+		if _, _, err := d.Endpoints.Edit(ctx, d.key, req, func(*rollout.Endpoint) (rollout.Op, error) {
 			return rollout.Retire{Version: d.ship.Name}, nil
 		}); err != nil {
 			cause = errors.Join(cause, fmt.Errorf("retire %s: %w", d.ship.Name, err))

@@ -46,7 +46,7 @@ var at = rollout.Key{Namespace: "models", Name: "fraud"}
 func (b *bench) options(name string, pr int) Options {
 	b.n++
 	return Options{
-		Namespace: at.Namespace, Actor: "tester", Timeout: 2 * time.Second, Store: b.store, Keys: b.keys,
+		Namespace: at.Namespace, Actor: "tester", Timeout: 2 * time.Second, Endpoints: cluster.Editing(b.store), Keys: b.keys,
 		Shipper: fixed{Shipment{Endpoint: at.Name, Image: fmt.Sprintf("local/fraud@sha256:%064x", b.n), Name: name, Source: rollout.Source{PullRequest: pr, Commit: fmt.Sprintf("%040x", b.n)}}},
 	}
 }

@@ -26,7 +26,10 @@ const VariablePort = "PORT"
 
 // modelPattern is Azure ML's pattern for names of models; it also keeps names and
 // versions usable as parts of a path.
-var modelPattern = regexp.MustCompile(`^[A-Za-z0-9][-._A-Za-z0-9]{0,254}$`)
+var modelPattern = regexp.MustCompile(`^[A-Za-z0-9][-._A-Za-z0-9]*$`)
+
+// maxModelName is not in the pattern: compiling that took longer than most commands do.
+const maxModelName = 255
 
 var variablePattern = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
@@ -134,7 +137,7 @@ func (m *Manifest) checkModels(c *checker) {
 		} {
 			if part.value == "" {
 				c.add(part.field, fmt.Sprintf("write `%s`", part.example), "is missing")
-			} else if !modelPattern.MatchString(part.value) {
+			} else if !modelPattern.MatchString(part.value) || len(part.value) > maxModelName {
 				c.add(part.field, "use 1 to 255 letters, digits, hyphens, dots and underscores, beginning with a letter or digit", "%q is not a model's name or version", part.value)
 			}
 		}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/sluice-dev/sluice"
 	"github.com/sluice-dev/sluice/cmd/sluice/internal/up"
+	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/deploy"
 	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/pkg/telemetry"
@@ -231,7 +232,7 @@ func word(e *rollout.Endpoint, name string) string {
 func (d *demo) deploy(ctx context.Context) (string, error) {
 	res, err := deploy.Run(ctx, deploy.Options{
 		Dir: d.src, Namespace: d.namespace, Actor: d.actor(), Timeout: demoTimeout, Logger: d.log,
-		Shipper: d.sys.Shipper(project.Source{}, nil), Store: d.sys.Store, Keys: d.sys.Keys, Logs: d.sys.Logs,
+		Shipper: d.sys.Shipper(project.Source{}, nil), Endpoints: cluster.Editing(d.sys.Store), Keys: d.sys.Keys, Logs: d.sys.Logs,
 		Progress: func(format string, args ...any) { d.say("   "+format, args...) },
 	})
 	if ctx.Err() != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/cluster/local"
 	"github.com/sluice-dev/sluice/pkg/deploy"
 	"github.com/sluice-dev/sluice/pkg/project"
@@ -140,7 +141,7 @@ func (a *app) deploy(ctx context.Context, o deploy.Options, checks admission) er
 	o.Namespace, o.Actor, o.Logger = a.namespace, a.actor(), a.log
 	o.Progress = a.progress
 	o.Shipper = sys.Shipper(project.Source{PullRequest: o.Source.PullRequest, Commit: o.Source.Commit}, o.Progress)
-	o.Store, o.Keys, o.Logs = sys.Store, sys.Keys, sys.Logs
+	o.Endpoints, o.Keys, o.Logs = cluster.Editing(sys.Store), sys.Keys, sys.Logs
 	res, err := deploy.Run(ctx, o)
 	if err != nil {
 		return err
