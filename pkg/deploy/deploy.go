@@ -20,6 +20,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/image/environment"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -41,7 +42,48 @@ type Shipment struct {
 	// Name is the version's name by the naming rules.
 	Name   string
 	Source rollout.Source
+	// Environment that the image stands on; zero on this machine, where replicas are processes.
+	Environment Environment
+	// Sent is how many bytes went to registries.
+	Sent int64
 }
+
+// EnvironmentSource says where the image of an environment came from.
+type EnvironmentSource string
+
+// The sources.
+const (
+	// EnvironmentBase: the base image alone is the environment.
+	EnvironmentBase EnvironmentSource = "base"
+	// EnvironmentWorkspace and EnvironmentGlobal: it was found in that registry.
+	EnvironmentWorkspace EnvironmentSource = "workspace"
+	EnvironmentGlobal    EnvironmentSource = "global"
+	// EnvironmentBuilt: it was built now.
+	EnvironmentBuilt EnvironmentSource = "built"
+)
+
+// Environment is what a version's image stands on.
+type Environment struct {
+	Source EnvironmentSource
+	// Summary says what went into its hash.
+	environment.Summary
+}
+
+// Stage is a part of a deploy that takes its time.
+type Stage string
+
+// The stages, in their order. Those of the image are the shipper's.
+const (
+	StagePackage     Stage = "package"
+	StageEnvironment Stage = "environment"
+	StageImage       Stage = "image"
+	StagePush        Stage = "push"
+	StageAdmit       Stage = "admit"
+	StageJoin        Stage = "join"
+	StageReady       Stage = "ready"
+	StageTest        Stage = "test"
+	StageShare       Stage = "share"
+)
 
 // Test is a request and what its answer must be.
 type Test struct {
@@ -89,7 +131,9 @@ type Options struct {
 	Logs      cluster.LogReader
 	Client    *http.Client
 	Progress  Progress
-	Logger    *slog.Logger
+	// Stage, if not nil, is told when one begins.
+	Stage  func(Stage)
+	Logger *slog.Logger
 }
 
 // Result of a deploy.
@@ -116,6 +160,9 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	if o.Progress == nil {
 		o.Progress = func(string, ...any) {}
 	}
+	if o.Stage == nil {
+		o.Stage = func(Stage) {}
+	}
 	if _, err := reached("", o.Router); err != nil {
 		return Result{}, err
 	}
@@ -140,6 +187,7 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	}
 	o.Progress("packaged %d files, %d bytes (%s): %s", ship.Files, ship.Bytes, known, ship.Image)
 	if o.Admit != nil {
+		o.Stage(StageAdmit)
 		if err := o.Admit(ctx, d.ship); err != nil {
 			return Result{}, err
 		}
@@ -163,6 +211,7 @@ type deployment struct {
 }
 
 func (d *deployment) run(ctx context.Context) (Result, error) {
+	d.Stage(StageJoin)
 	e, out, first, err := d.join(ctx)
 	if err != nil {
 		return Result{}, err
@@ -198,6 +247,7 @@ func (d *deployment) run(ctx context.Context) (Result, error) {
 		err = d.test(ctx, e)
 	}
 	if err == nil && !first {
+		d.Stage(StageShare)
 		err = d.room(ctx)
 	}
 	switch {
@@ -394,6 +444,7 @@ func superseded(s *rollout.Spec, name string) string {
 
 // ready waits until a replica of the version is ready.
 func (d *deployment) ready(ctx context.Context) (*rollout.Endpoint, error) {
+	d.Stage(StageReady)
 	d.Progress("waiting for %s to be ready (at most %s)", d.ship.Name, d.Timeout)
 	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
 	defer cancel()
@@ -451,6 +502,7 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 	if t == nil {
 		return nil
 	}
+	d.Stage(StageTest)
 	fail := func(format string, args ...any) *rollout.Error {
 		return &rollout.Error{Reason: rollout.ReasonSmokeFailed, Field: "test", Message: fmt.Sprintf(format, args...), Hint: fmt.Sprintf("read `sluice logs %s %s`", d.key.Name, d.ship.Name)}
 	}
