@@ -36,6 +36,7 @@ func Reasons() []struct {
 		{ReasonDenied, "The person may not do this, or their permission could not be found out."},
 		{ReasonTooOld, "The command is older than the journal remembers."},
 		{ReasonVersionChanged, "The treatment was replaced after the command was written; nothing was done."},
+		{ReasonFork, "The pull request comes from a fork: its code is packaged and checked, and never deployed by its workflow."},
 		{ReasonSecretFile, "A file looks like a secret and would have been shipped."},
 		{ReasonUnsafeFile, "A file cannot be shipped: it leaves the tree, is no regular file, or cannot be read."},
 		{ReasonTooManyModels, "A project has at most 1,000 models."},

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/sluice-dev/sluice/pkg/access"
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/image/environment"
 	"github.com/sluice-dev/sluice/rollout"
@@ -98,6 +99,20 @@ type Shipper interface {
 	Ship(ctx context.Context, dir string) (Shipment, error)
 }
 
+// Keys reads the keys of endpoints; cluster.Keys is one.
+type Keys interface {
+	Keys(ctx context.Context, key rollout.Key) (access.Keys, error)
+}
+
+// Scored is a version as a test reaches it: requests to URL that name it in the header Sluice-Version are its own.
+type Scored struct {
+	Endpoint rollout.Key
+	Version  string
+	URL      string
+	// Key to authorise with, or empty.
+	Key string
+}
+
 // Progress is told what happens, one line a step.
 type Progress func(format string, args ...any)
 
@@ -120,6 +135,8 @@ type Options struct {
 	// Router, if not empty, is the router's address as it is reached from here, for the smoke test: the
 	// endpoint's own may be one that only a cluster's pods know.
 	Router string
+	// Script, if not nil, looks at the version once it is ready and has passed its smoke test; its error is that test's failure.
+	Script func(context.Context, Scored) error
 	// Timeout for becoming ready; 0 does not wait, and leaves the version untyped at 0 unless it is the first.
 	Timeout time.Duration
 
@@ -127,7 +144,7 @@ type Options struct {
 	// Admit, if not nil, is asked once the image is there and before the version joins; its error ends the deploy.
 	Admit     func(context.Context, Shipment) error
 	Endpoints cluster.Editor
-	Keys      cluster.Keys
+	Keys      Keys
 	Logs      cluster.LogReader
 	Client    *http.Client
 	Progress  Progress
@@ -496,23 +513,51 @@ func (d *deployment) notReady(s rollout.VersionStatus) error {
 	return &rollout.Error{Reason: reason, Field: "version", Message: msg, Hint: fmt.Sprintf("read `sluice logs %s %s`, mend it and deploy again", d.key.Name, d.ship.Name)}
 }
 
-// test sends the smoke test to the version, and only to it.
+// test sends the smoke test to the version, and only to it; then the script has its say.
 func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
-	t := d.ship.Test
-	if t == nil {
+	if d.ship.Test == nil && d.Script == nil {
 		return nil
 	}
 	d.Stage(StageTest)
-	fail := func(format string, args ...any) *rollout.Error {
-		return &rollout.Error{Reason: rollout.ReasonSmokeFailed, Field: "test", Message: fmt.Sprintf(format, args...), Hint: fmt.Sprintf("read `sluice logs %s %s`", d.key.Name, d.ship.Name)}
-	}
+	at := Scored{Endpoint: d.key, Version: d.ship.Name}
 	if e.Status.ScoringURI == "" {
-		return fail("the endpoint has no address to send the smoke test to")
+		return d.smokeFailed("the endpoint has no address to send the smoke test to")
 	}
-	address, err := reached(e.Status.ScoringURI, d.Router)
-	if err != nil {
+	var err error
+	if at.URL, err = reached(e.Status.ScoringURI, d.Router); err != nil {
 		return err
 	}
+	if e.Spec.AuthMode() == rollout.AuthKey {
+		keys, err := d.Keys.Keys(ctx, d.key)
+		if err != nil {
+			return d.smokeFailed("the endpoint's key cannot be read: %v", err)
+		}
+		at.Key = keys.Primary
+	}
+	if t := d.ship.Test; t != nil {
+		if err := d.score(ctx, t, at); err != nil {
+			return err
+		}
+	}
+	if d.Script == nil {
+		return nil
+	}
+	if err := d.Script(ctx, at); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("run the test's script: %w", ctx.Err())
+		}
+		return d.smokeFailed("the test's script failed: %v", err)
+	}
+	d.Progress("the test's script passed")
+	return nil
+}
+
+func (d *deployment) smokeFailed(format string, args ...any) *rollout.Error {
+	return &rollout.Error{Reason: rollout.ReasonSmokeFailed, Field: "test", Message: fmt.Sprintf(format, args...), Hint: fmt.Sprintf("read `sluice logs %s %s`", d.key.Name, d.ship.Name)}
+}
+
+// score is the manifest's smoke test.
+func (d *deployment) score(ctx context.Context, t *Test, at Scored) error {
 	client := d.Client
 	if client == nil {
 		client = &http.Client{Timeout: 2 * time.Minute}
@@ -523,18 +568,14 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 	// refusals are tried again for a while, an answer of the version never is.
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, address, bytes.NewReader(t.Body))
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, at.URL, bytes.NewReader(t.Body))
 		if err != nil {
-			return fail("the smoke test cannot be sent: %v", err)
+			return d.smokeFailed("the smoke test cannot be sent: %v", err)
 		}
 		req.Header.Set("Content-Type", "application/json")
 		req.Header.Set("Sluice-Version", d.ship.Name)
-		if e.Spec.AuthMode() == rollout.AuthKey {
-			keys, err := d.Keys.Keys(ctx, d.key)
-			if err != nil {
-				return fail("the endpoint's key cannot be read: %v", err)
-			}
-			req.Header.Set("Authorization", "Bearer "+keys.Primary)
+		if at.Key != "" {
+			req.Header.Set("Authorization", "Bearer "+at.Key)
 		}
 		resp, err := client.Do(req)
 		retry := err != nil
@@ -549,7 +590,7 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 		}
 		if time.Now().After(deadline) || ctx.Err() != nil {
 			if err != nil {
-				out := fail("the smoke test got no answer: %v", err)
+				out := d.smokeFailed("the smoke test got no answer: %v", err)
 				var unreached *net.OpError
 				if errors.As(err, &unreached) && unreached.Op == "dial" {
 					out.Hint = "make the router's address known to this machine with --router-url (such as http://127.0.0.1:8080 while `kubectl port-forward` leads there), or have the control role announce one that clients reach (its --scoring-url)"
@@ -564,10 +605,10 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 		}
 	}
 	if status != t.Status {
-		return fail("the smoke test expects status %d and got %d: %.2000s", t.Status, status, bytes.TrimSpace(body))
+		return d.smokeFailed("the smoke test expects status %d and got %d: %.2000s", t.Status, status, bytes.TrimSpace(body))
 	}
 	if !bytes.Contains(body, []byte(t.Contains)) {
-		return fail("the smoke test expects an answer with %q and got: %.2000s", t.Contains, bytes.TrimSpace(body))
+		return d.smokeFailed("the smoke test expects an answer with %q and got: %.2000s", t.Contains, bytes.TrimSpace(body))
 	}
 	d.Progress("the smoke test passed: status %d", status)
 	return nil
