@@ -106,11 +106,11 @@ func start(ctx context.Context, args, env []string, stdout, stderr io.Writer, re
 	}
 	if err != nil {
 		r.set("status", statusFailed)
-		if err := ctx.Err(); err != nil && rollout.ReasonOf(err) == rollout.ReasonInternal {
-			r.set("reason-code", string(rollout.ReasonInterrupted))
-		} else {
-			r.set("reason-code", string(rollout.ReasonOf(err)))
+		reason := rollout.ReasonOf(err)
+		if ctx.Err() != nil && reason == rollout.ReasonInternal {
+			reason = rollout.ReasonInterrupted
 		}
+		r.set("reason-code", string(reason))
 		r.failed(err, run.root, run.dir)
 		run.summary.failed(err)
 	}
