@@ -285,7 +285,7 @@ func scriptEnv(env []string) []string {
 	for _, kv := range env {
 		name, _, _ := strings.Cut(kv, "=")
 		switch {
-		case strings.HasPrefix(name, "INPUT_"), strings.HasPrefix(name, "ACTIONS_"), name == "GITHUB_OUTPUT", name == "GITHUB_STEP_SUMMARY", name == "GITHUB_ENV", name == "GITHUB_PATH", name == "GITHUB_STATE":
+		case strings.HasPrefix(name, "INPUT_"), name == compositeInputs, strings.HasPrefix(name, "ACTIONS_"), name == "GITHUB_OUTPUT", name == "GITHUB_STEP_SUMMARY", name == "GITHUB_ENV", name == "GITHUB_PATH", name == "GITHUB_STATE":
 		default:
 			out = append(out, kv)
 		}

@@ -1,6 +1,7 @@
 package action
 
 import (
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -131,6 +132,10 @@ func parse(args, env []string, usage io.Writer) (*inputs, error) {
 	set := map[string]bool{}
 	flags.Visit(func(f *flag.Flag) { set[f.Name] = true })
 
+	env, err := withComposite(env)
+	if err != nil {
+		return nil, err
+	}
 	in := &inputs{text: map[string]string{}, given: map[string]bool{}}
 	errs := unknownInputs(env)
 	for _, i := range table {
@@ -150,6 +155,28 @@ func parse(args, env []string, usage io.Writer) (*inputs, error) {
 		return in, err
 	}
 	return in, nil
+}
+
+// compositeInputs has the inputs of the composite action, in JSON: GitHub sets no variables for these.
+const compositeInputs = "SLUICE_ACTION_INPUTS"
+
+func withComposite(env []string) ([]string, error) {
+	raw := lookup(env, compositeInputs)
+	if raw == "" {
+		return env, nil
+	}
+	var values map[string]any
+	if err := json.Unmarshal([]byte(raw), &values); err != nil {
+		// What is in there may be secret.
+		return nil, invalid(compositeInputs, "leave it to action/composite", "it is no JSON object")
+	}
+	env = slices.Clone(env)
+	for name, v := range values {
+		if v != nil {
+			env = append(env, fmt.Sprintf("INPUT_%s=%v", strings.ToUpper(name), v))
+		}
+	}
+	return env, nil
 }
 
 // lookup is process.Getenv, which finds the last.
