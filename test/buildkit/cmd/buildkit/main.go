@@ -3,7 +3,7 @@
 //	buildkit run -- COMMAND [ARGUMENT...]   BUILDKIT_HOST tells the command where the daemon is, and
 //	                                        SLUICE_TEST_BUILDKIT_DIR where its files are
 //	buildkit run --docker -- COMMAND…       the same with Debian's Docker engine and DOCKER_HOST, in a network
-//	                                        of its own
+//	                                        of its own; with --here in the caller's
 //	buildkit build                          compiles the daemon only; prints its path
 package main
 
@@ -27,7 +27,7 @@ import (
 	"github.com/sluice-dev/sluice/test/buildkit/internal/daemon"
 )
 
-const usage = "use it as `buildkit run [--docker] [--dir DIRECTORY] -- COMMAND [ARGUMENT...]` or `buildkit build`"
+const usage = "use it as `buildkit run [--docker [--here]] [--dir DIRECTORY] -- COMMAND [ARGUMENT...]` or `buildkit build`"
 
 func main() {
 	err := do(os.Args[1:])
@@ -68,18 +68,27 @@ func do(args []string) error {
 		flags := flag.NewFlagSet(name, flag.ContinueOnError)
 		dir := flags.String("dir", "", "the daemon's directory, made and removed again (default one in .cache of this repository)")
 		engine := flags.Bool("docker", false, "run a Docker engine instead")
+		here := flags.Bool("here", false, "with --docker: the engine has this network and no bridge, so that its containers are in this network or in none")
 		if err := flags.Parse(args); err != nil {
 			return err
 		}
-		if flags.NArg() == 0 {
+		if flags.NArg() == 0 || *here && !*engine {
 			return errors.New(usage)
 		}
-		return run(*dir, *engine, flags.Args())
+		kind := daemon.BuildKit
+		switch {
+		case *here:
+			kind = daemon.DockerHere
+		case *engine:
+			kind = daemon.Docker
+		}
+		return run(*dir, kind, flags.Args())
 	}
 	return errors.New(usage)
 }
 
-func run(dir string, engine bool, command []string) (err error) {
+func run(dir string, kind daemon.Kind, command []string) (err error) {
+	engine := kind != daemon.BuildKit
 	p, err := find()
 	if err != nil {
 		return err
@@ -89,9 +98,9 @@ func run(dir string, engine bool, command []string) (err error) {
 	if err := prepare(ctx, engine, os.Stderr); err != nil {
 		return err
 	}
-	kind, variable, get := daemon.BuildKit, "BUILDKIT_HOST", func() (string, error) { return binary.Build(ctx, p.module, p.cache, os.Stderr) }
+	variable, get := "BUILDKIT_HOST", func() (string, error) { return binary.Build(ctx, p.module, p.cache, os.Stderr) }
 	if engine {
-		kind, variable, get = daemon.Docker, "DOCKER_HOST", func() (string, error) { return dockerd(ctx, p.cache, os.Stderr) }
+		variable, get = "DOCKER_HOST", func() (string, error) { return dockerd(ctx, p.cache, os.Stderr) }
 	}
 	program, err := get()
 	if err != nil {
