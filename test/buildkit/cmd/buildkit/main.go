@@ -4,7 +4,7 @@
 //	                                        SLUICE_TEST_BUILDKIT_DIR where its files are
 //	buildkit run --docker -- COMMAND…       the same with Debian's Docker engine and DOCKER_HOST, in a network
 //	                                        of its own; with --here in the caller's
-//	buildkit build                          compiles the daemon only; prints its path
+//	buildkit build [--docker]               compiles the daemon only, or unpacks the engine; prints its path
 package main
 
 import (
@@ -27,7 +27,7 @@ import (
 	"github.com/sluice-dev/sluice/test/buildkit/internal/daemon"
 )
 
-const usage = "use it as `buildkit run [--docker [--here]] [--dir DIRECTORY] -- COMMAND [ARGUMENT...]` or `buildkit build`"
+const usage = "use it as `buildkit run [--docker [--here]] [--dir DIRECTORY] -- COMMAND [ARGUMENT...]` or `buildkit build [--docker]`"
 
 func main() {
 	err := do(os.Args[1:])
@@ -52,13 +52,28 @@ func do(args []string) error {
 	case daemon.BecomeArg:
 		return daemon.Become(args)
 	case "build":
+		flags := flag.NewFlagSet(name, flag.ContinueOnError)
+		engine := flags.Bool("docker", false, "the Docker engine instead, and what it needs")
+		if err := flags.Parse(args); err != nil {
+			return err
+		}
+		if flags.NArg() > 0 {
+			return errors.New(usage)
+		}
 		p, err := find()
 		if err != nil {
 			return err
 		}
 		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 		defer stop()
-		program, err := binary.Build(ctx, p.module, p.cache, os.Stderr)
+		var program string
+		if *engine {
+			if err = prepare(ctx, true, os.Stderr); err == nil {
+				program, err = dockerd(ctx, p.cache, os.Stderr)
+			}
+		} else {
+			program, err = binary.Build(ctx, p.module, p.cache, os.Stderr)
+		}
 		if err != nil {
 			return err
 		}
