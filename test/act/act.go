@@ -38,8 +38,8 @@ type Options struct {
 	Job string
 	// Event is the event's name: pull_request, push, …
 	Event string
-	// Payload becomes the event's JSON. What it says of the repository also becomes GITHUB_REPOSITORY, GITHUB_REPOSITORY_ID
-	// and GITHUB_REPOSITORY_OWNER_ID, which act leaves out.
+	// Payload becomes the event's JSON. What it says of the repository and the sender also becomes GITHUB_REPOSITORY,
+	// GITHUB_REPOSITORY_ID, GITHUB_REPOSITORY_OWNER_ID, GITHUB_ACTOR and GITHUB_ACTOR_ID, which act leaves out or to its flags.
 	Payload any
 	// Actions are directories that stand for what workflows use: "sluice-dev/sluice@v1" → directory. actions/checkout
 	// is act's own, and needs none.
@@ -202,8 +202,10 @@ func (o Options) arguments(dir string) ([]string, error) {
 	// JSON is YAML too, and holds values of several lines, which act's other format does not.
 	secrets := map[string]string{"GITHUB_TOKEN": "token"}
 	maps.Copy(secrets, o.Secrets)
-	env := o.facts()
+	env, actor := o.facts()
 	maps.Copy(env, o.Env)
+	// It would be act's own name, whatever the environment says.
+	args = append(args, "--actor", cmp.Or(o.Env["GITHUB_ACTOR"], actor, "octocat"))
 	payload := o.Payload
 	if payload == nil {
 		payload = map[string]any{}
@@ -227,11 +229,11 @@ func (o Options) arguments(dir string) ([]string, error) {
 	return args, nil
 }
 
-// facts are the variables that GitHub has from the payload.
-func (o Options) facts() map[string]string {
+// facts are the variables that GitHub has from the payload, and who caused the event.
+func (o Options) facts() (env map[string]string, actor string) {
 	text, err := json.Marshal(o.Payload)
 	if err != nil {
-		return map[string]string{} // arguments says so
+		return map[string]string{}, "" // arguments says so
 	}
 	var p struct {
 		Repository struct {
@@ -247,12 +249,12 @@ func (o Options) facts() map[string]string {
 		} `json:"sender"`
 	}
 	_ = json.Unmarshal(text, &p) // a payload may be anything
-	facts := map[string]string{
+	env = map[string]string{
 		"GITHUB_REPOSITORY": p.Repository.FullName, "GITHUB_REPOSITORY_ID": p.Repository.ID.String(),
 		"GITHUB_REPOSITORY_OWNER_ID": p.Repository.Owner.ID.String(), "GITHUB_ACTOR_ID": p.Sender.ID.String(),
 	}
-	maps.DeleteFunc(facts, func(_, value string) bool { return value == "" })
-	return facts
+	maps.DeleteFunc(env, func(_, value string) bool { return value == "" })
+	return env, p.Sender.Login
 }
 
 // line is one of act's log (pkg/runner, logger.go, command.go and step.go).

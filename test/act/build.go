@@ -10,7 +10,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -68,7 +70,7 @@ func BuildKit(t *testing.T, dir, tag string) (log string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("build image: %w", err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	files, err := fsutil.NewFS(dir)
 	if err != nil {
 		return "", fmt.Errorf("build image: %w", err)
@@ -85,9 +87,12 @@ func BuildKit(t *testing.T, dir, tag string) (log string, err error) {
 		}
 	}()
 	_, err = c.Solve(t.Context(), nil, client.SolveOpt{
-		Frontend:    "dockerfile.v0",
-		LocalMounts: map[string]fsutil.FS{"context": files, "dockerfile": files},
-		Exports:     []client.ExportEntry{{Type: "moby", Attrs: map[string]string{"name": tag}}},
+		Frontend: "dockerfile.v0",
+		// The engine of `buildkit run --docker --here` has no other.
+		FrontendAttrs:       map[string]string{"force-network-mode": "host"},
+		AllowedEntitlements: []string{"network.host"},
+		LocalMounts:         map[string]fsutil.FS{"context": files, "dockerfile": files},
+		Exports:             []client.ExportEntry{{Type: "moby", Attrs: map[string]string{"name": tag}}},
 	}, statuses)
 	<-done
 	if err != nil {
@@ -105,8 +110,12 @@ func (e *engine) ready(ctx context.Context) error {
 
 // Toolchain loads an image of this machine's Go under the name that a Dockerfile's first stage has, in the place of the one that only
 // has a shell, until the test ends: for images that compile.
-func Toolchain(t *testing.T, dockerfile, goroot string) {
+func Toolchain(t *testing.T, dockerfile string) {
 	t.Helper()
+	goroot, err := exec.CommandContext(t.Context(), "go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
 	tag, err := BuildImage(dockerfile)
 	if err != nil {
 		t.Fatal(err)
@@ -118,7 +127,7 @@ func Toolchain(t *testing.T, dockerfile, goroot string) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	err = shellInto(t.Context(), w)
-	err = errors.Join(err, toolchainInto(w, goroot))
+	err = errors.Join(err, toolchainInto(w, strings.TrimSpace(string(goroot))))
 	if err := errors.Join(err, w.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -149,12 +158,15 @@ func toolchainInto(w *tar.Writer, goroot string) error {
 		below = filepath.ToSlash(below)
 		if d.IsDir() {
 			switch {
-			case strings.HasSuffix(below, "/testdata"), below == "src/cmd", below == "test", below == "api", below == "doc", below == "misc":
+			case strings.HasSuffix(below, "/testdata"), below == "src/cmd", below == "test", below == "api", below == "doc", below == "misc", below == "lib":
 				return filepath.SkipDir
 			}
 			return nil
 		}
-		if !d.Type().IsRegular() || strings.HasSuffix(below, "_test.go") {
+		if tool, is := strings.CutPrefix(below, "pkg/tool/"); is && !slices.Contains([]string{"asm", "compile", "link"}, filepath.Base(tool)) {
+			return nil
+		}
+		if below == "bin/gofmt" || !d.Type().IsRegular() || strings.HasSuffix(below, "_test.go") {
 			return nil
 		}
 		info, err := d.Info()

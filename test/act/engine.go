@@ -225,7 +225,7 @@ func (e *engine) load(ctx context.Context, tag string, image v1.Image) error {
 		return fmt.Errorf("load image: %w", err)
 	}
 	r, w := io.Pipe()
-	defer r.Close()
+	defer func() { _ = r.Close() }()
 	go func() { w.CloseWithError(tarball.Write(ref, image, w)) }()
 	answer, err := e.ImageLoad(ctx, r, docker.ImageLoadWithQuiet(true))
 	if err != nil {
