@@ -1,7 +1,8 @@
-# The Action's image: one static program, the authorities that it trusts and a place for temporary files; no shell.
+# The Action's image: its static program, the runner that it puts into images, the authorities that it trusts and a place for
+# temporary files; no shell.
 # GitHub builds it for `uses: ./` and act in tests, both without build arguments and perhaps without BuildKit.
 #
-# dist/action, where it is there, is taken as it is, and then BUILD needs no Go; else cmd/action is compiled.
+# dist/action and dist/runner, where they are there, are taken as they are, and then BUILD needs no Go; else they are compiled.
 # BUILD is of the version in go.mod.
 ARG BUILD=golang:1.26.8-bookworm
 
@@ -12,9 +13,11 @@ RUN set -e; \
     mkdir -p /out/etc/ssl/certs /out/tmp; \
     chmod 1777 /out/tmp; \
     cp /etc/ssl/certs/ca-certificates.crt /out/etc/ssl/certs/; \
-    if [ -f dist/action ]; then cp dist/action /out/action; \
-    else CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o /out/action ./cmd/action; fi; \
-    chmod 0755 /out/action
+    for program in action runner; do \
+      if [ -f dist/$program ]; then cp dist/$program /out/$program; \
+      else CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o /out/$program ./cmd/$program; fi; \
+      chmod 0755 /out/$program; \
+    done
 
 # As root and where the runner says: GitHub allows container actions neither USER nor WORKDIR.
 FROM scratch

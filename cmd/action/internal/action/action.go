@@ -44,6 +44,23 @@ const (
 	exitUsage  = 2
 )
 
+// revision that was compiled, where the linker is told (-X); else git's, as the compiler has recorded it.
+var revision string
+
+func revisionOf() string {
+	if revision != "" {
+		return revision
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return s.Value
+			}
+		}
+	}
+	return "unknown"
+}
+
 // run is one run of the Action.
 type run struct {
 	in   *inputs
@@ -98,6 +115,7 @@ func start(ctx context.Context, args, env []string, stdout, stderr io.Writer, re
 		err = run.place()
 	}
 	began := time.Now()
+	r.say("Sluice's Action, revision %s", revisionOf())
 	if err == nil {
 		err = run.do(ctx)
 	}
