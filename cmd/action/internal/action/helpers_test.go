@@ -263,7 +263,6 @@ func (fakeLogs) Logs(context.Context, cluster.FleetKey, cluster.LogOptions) (io.
 	return io.NopCloser(strings.NewReader("replica-1 Traceback (most recent call last):\n::error::not the workflow's\nreplica-1 ValueError: no weights\n")), nil
 }
 
-
 // readOutputs reads the file as a runner does.
 func readOutputs(t *testing.T, path string) map[string]string {
 	t.Helper()
