@@ -113,7 +113,7 @@ func TestWorkflows(t *testing.T) {
 	}
 	t.Logf("%d workflows, of which %d in the documentation", len(files), inDocs)
 	// It would say so.
-	for _, wrong := range []string{"        with: {trafic-percentile: 10}\n", "        with: {registry: \"${{ steps.sluice.outputs.verson }}\"}\n"} {
+	for _, wrong := range []string{"        with: {trafficc-percentile: 10}\n", "        with: {registry: \"${{ steps.sluice.outputs.verson }}\"}\n"} {
 		write(".github/workflows/wrong.yml", "name: wrong\non: push\njobs:\n  j:\n    runs-on: ubuntu-latest\n    steps:\n      - uses: ./\n        id: sluice\n      - uses: ./\n"+wrong)
 		if out, err := lint(filepath.Join(dir, ".github/workflows/wrong.yml")); err == nil {
 			t.Errorf("nothing is wrong with %s: %s", wrong, out)

@@ -26,7 +26,7 @@ users: [{name: u, user: {exec: {apiVersion: client.authentication.k8s.io/v1, com
 		env   []string
 		want  string
 	}{
-		{name: "unknown input", inputs: with("trafic-percentile", "10"), want: `title=Sluice%3A unknown_field::trafic-percentile: there is no such input; did you mean traffic-percentile?`},
+		{name: "unknown input", inputs: with("trafficc-percentile", "10"), want: `title=Sluice%3A unknown_field::trafficc-percentile: there is no such input; did you mean traffic-percentile?`},
 		{name: "underscore for hyphen", inputs: with("is_default", "true"), want: "is_default: there is no such input; did you mean is-default?"},
 		{name: "unknown command", inputs: with("command", "depoly"), want: `"depoly" is not a command; did you mean deploy? use deploy, update,`},
 		{name: "percentile in words", inputs: with("traffic-percentile", "a tenth"), want: "traffic-percentile: "},
