@@ -124,7 +124,7 @@ func Run(t *testing.T, o Options) Result {
 	e := available(t)
 	one.Lock()
 	defer one.Unlock()
-	if err := e.prepare(t.Context()); err != nil {
+	if err := e.prepare(t); err != nil {
 		t.Fatal(err)
 	}
 	r, err := e.run(t.Context(), t.TempDir(), o)
