@@ -65,7 +65,7 @@ type Result struct {
 	Steps []Step
 	// Log is all that was said, with masks applied, a line with its job and step each.
 	Log string
-	// Images are those built of actions, by their tags.
+	// Images are those of actions that ran and have a Dockerfile, by their tags.
 	Images []string
 	Took   time.Duration
 }
@@ -275,7 +275,8 @@ type line struct {
 	ExecutionTime time.Duration     `json:"executionTime"`
 }
 
-var built = regexp.MustCompile(`docker build -t (\S+)`)
+// used finds an image that act makes of an action, built in this run or before.
+var used = regexp.MustCompile(`docker create image=(act-\S+-dockeraction:latest) `)
 
 // read reads act's log.
 func read(log []byte) Result {
@@ -292,7 +293,7 @@ func read(log []byte) Result {
 		}
 		message := strings.TrimRight(l.Msg, "\r\n")
 		fmt.Fprintf(&all, "[%s/%s] %s\n", l.JobID, l.Step, message)
-		if m := built.FindStringSubmatch(l.Msg); m != nil && !slices.Contains(r.Images, m[1]) {
+		if m := used.FindStringSubmatch(l.Msg); m != nil && !slices.Contains(r.Images, m[1]) {
 			r.Images = append(r.Images, m[1])
 		}
 		if len(l.StepID) == 0 {
