@@ -140,7 +140,7 @@ act: $(ACT) ## nektos/act, pinned, as .cache/bin/act
 actionlint: $(ACTIONLINT) ## actionlint, pinned, as .cache/bin/actionlint
 	@ln -sf $(notdir $(ACTIONLINT)) $(BIN)/actionlint
 
-action-e2e: cluster buildkit act actionlint ## workflows that run the Action, by act, on the cluster; see test/act
+action-e2e: cluster buildkit-build helm act actionlint ## workflows that run the Action, by act, on the cluster; see test/act
 	@test/tools/static-busybox.sh
 	@[ -n "$$SLUICE_TEST_REGISTRY" ] || $(MAKE) -s cluster-up
 	@test/action-e2e $(BIN)/cluster $(BIN)/buildkit $(BIN)/act

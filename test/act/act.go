@@ -21,11 +21,15 @@ import (
 	"time"
 )
 
-// ProgramVariable is a variable with the path of act.
-const ProgramVariable = "SLUICE_TEST_ACT"
+const (
+	// ProgramVariable is a variable with the path of act.
+	ProgramVariable = "SLUICE_TEST_ACT"
+	// BuilderVariable is a variable with the address of a buildkitd.
+	BuilderVariable = "BUILDKIT_HOST"
 
-// defaultTimeout is that of a run.
-const defaultTimeout = 10 * time.Minute
+	// defaultTimeout is that of a run.
+	defaultTimeout = 10 * time.Minute
+)
 
 // Options say what is run, and for which event.
 type Options struct {
@@ -51,6 +55,8 @@ type Options struct {
 	// Mounts are files and directories of this machine, as HOST:CONTAINER, in the job's container and in those of
 	// actions. The engine's socket is there already, at /var/run/docker.sock.
 	Mounts []string
+	// Builder gives them the buildkitd that the test has, by its socket and BUILDKIT_HOST.
+	Builder bool
 	// Image is that of ubuntu-latest; default Runner.
 	Image string
 	// Timeout ends the run; default 10 minutes.
@@ -65,7 +71,7 @@ type Result struct {
 	Steps []Step
 	// Log is all that was said, with masks applied, a line with its job and step each.
 	Log string
-	// Images are those built of actions, by their tags.
+	// Images are those of actions that ran and have a Dockerfile, by their tags.
 	Images []string
 	Took   time.Duration
 }
@@ -124,7 +130,7 @@ func Run(t *testing.T, o Options) Result {
 	e := available(t)
 	one.Lock()
 	defer one.Unlock()
-	if err := e.prepare(t.Context()); err != nil {
+	if err := e.prepare(t); err != nil {
 		t.Fatal(err)
 	}
 	r, err := e.run(t.Context(), t.TempDir(), o)
@@ -204,6 +210,16 @@ func (o Options) arguments(dir string) ([]string, error) {
 	maps.Copy(secrets, o.Secrets)
 	env, actor := o.facts()
 	maps.Copy(env, o.Env)
+	mounts := o.Mounts
+	if o.Builder {
+		host := os.Getenv(BuilderVariable)
+		socket, is := strings.CutPrefix(host, "unix://")
+		if !is {
+			return nil, fmt.Errorf("give builder: %s is %q, and no unix socket", BuilderVariable, host)
+		}
+		env[BuilderVariable] = host
+		mounts = append(slices.Clip(mounts), socket+":"+socket)
+	}
 	// It would be act's own name, whatever the environment says.
 	args = append(args, "--actor", cmp.Or(o.Env["GITHUB_ACTOR"], actor, "octocat"))
 	payload := o.Payload
@@ -223,8 +239,8 @@ func (o Options) arguments(dir string) ([]string, error) {
 	for _, name := range slices.Sorted(maps.Keys(o.Actions)) {
 		args = append(args, "--local-repository", name+"="+o.Actions[name])
 	}
-	if len(o.Mounts) > 0 {
-		args = append(args, "--container-options", "--volume "+strings.Join(o.Mounts, " --volume "))
+	if len(mounts) > 0 {
+		args = append(args, "--container-options", "--volume "+strings.Join(mounts, " --volume "))
 	}
 	return args, nil
 }
@@ -275,7 +291,8 @@ type line struct {
 	ExecutionTime time.Duration     `json:"executionTime"`
 }
 
-var built = regexp.MustCompile(`docker build -t (\S+)`)
+// used finds an image that act makes of an action, built in this run or before.
+var used = regexp.MustCompile(`docker create image=(act-\S+-dockeraction:latest) `)
 
 // read reads act's log.
 func read(log []byte) Result {
@@ -292,7 +309,7 @@ func read(log []byte) Result {
 		}
 		message := strings.TrimRight(l.Msg, "\r\n")
 		fmt.Fprintf(&all, "[%s/%s] %s\n", l.JobID, l.Step, message)
-		if m := built.FindStringSubmatch(l.Msg); m != nil && !slices.Contains(r.Images, m[1]) {
+		if m := used.FindStringSubmatch(l.Msg); m != nil && !slices.Contains(r.Images, m[1]) {
 			r.Images = append(r.Images, m[1])
 		}
 		if len(l.StepID) == 0 {

@@ -25,7 +25,7 @@ import (
 func BuildClassic(t *testing.T, dir, tag string) (log string, err error) {
 	t.Helper()
 	e := available(t)
-	if err := e.ready(t.Context()); err != nil {
+	if err := e.ready(t); err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
@@ -59,7 +59,7 @@ func BuildClassic(t *testing.T, dir, tag string) (log string, err error) {
 func BuildKit(t *testing.T, dir, tag string) (log string, err error) {
 	t.Helper()
 	e := available(t)
-	if err := e.ready(t.Context()); err != nil {
+	if err := e.ready(t); err != nil {
 		t.Fatal(err)
 	}
 	c, err := client.New(t.Context(), "",
@@ -102,10 +102,11 @@ func BuildKit(t *testing.T, dir, tag string) (log string, err error) {
 }
 
 // ready is prepare, under the lock.
-func (e *engine) ready(ctx context.Context) error {
+func (e *engine) ready(t *testing.T) error {
+	t.Helper()
 	one.Lock()
 	defer one.Unlock()
-	return e.prepare(ctx)
+	return e.prepare(t)
 }
 
 // Toolchain loads an image of this machine's Go under the name that a Dockerfile's first stage has, in the place of the one that only
@@ -121,7 +122,7 @@ func Toolchain(t *testing.T, dockerfile string) {
 		t.Fatal(err)
 	}
 	e := available(t)
-	if err := e.ready(t.Context()); err != nil {
+	if err := e.ready(t); err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer

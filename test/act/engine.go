@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -69,10 +70,12 @@ func available(t *testing.T) *engine {
 }
 
 // prepare gives the engine the images of the runner and of the Dockerfile's first stage.
-func (e *engine) prepare(ctx context.Context) error {
+func (e *engine) prepare(t *testing.T) error {
+	t.Helper()
 	if e.prepared {
 		return nil
 	}
+	ctx, began := t.Context(), time.Now()
 	ref, err := name.ParseReference(os.Getenv(RegistryVariable) + "/base/python:3")
 	if err != nil {
 		return fmt.Errorf("prepare images: %w", err)
@@ -88,6 +91,7 @@ func (e *engine) prepare(ctx context.Context) error {
 		return fmt.Errorf("prepare images: %w", err)
 	}
 	e.prepared = true
+	t.Logf("images of the runner and of a shell loaded in %s", time.Since(began).Round(10*time.Millisecond))
 	return nil
 }
 
@@ -211,7 +215,7 @@ func Load(t *testing.T, tag string, image v1.Image) {
 	one.Lock()
 	defer one.Unlock()
 	// So that what a test loads stays over what all have.
-	if err := e.prepare(t.Context()); err != nil {
+	if err := e.prepare(t); err != nil {
 		t.Fatal(err)
 	}
 	if err := e.load(t.Context(), tag, image); err != nil {

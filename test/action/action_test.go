@@ -48,9 +48,13 @@ func pullRequest(number int) map[string]any {
 // TestProbe: a container action gets its inputs, the workspace and the event, reaches a registry on loopback and a cluster's
 // API server, and its outputs, summary, annotations and masks come back; a changed program is not answered by the image of the one before.
 func TestProbe(t *testing.T) {
-	kubeconfig, err := os.ReadFile(os.Getenv("SLUICE_TEST_KUBECONFIG"))
-	if err != nil {
+	path := os.Getenv("SLUICE_TEST_KUBECONFIG")
+	if path == "" {
 		t.Skip("it needs a cluster: `make action-e2e`")
+	}
+	kubeconfig, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
 	}
 	model := act.Repository(t, "testdata/model", "octo-org/model")
 	note := filepath.Join(t.TempDir(), "note")
@@ -63,6 +67,7 @@ func TestProbe(t *testing.T) {
 		Variables: map[string]string{"REGISTRY": os.Getenv(act.RegistryVariable)},
 		Env:       map[string]string{"GITHUB_API_URL": "http://127.0.0.1:1/api", "GITHUB_RUN_ID": "41"},
 		Mounts:    []string{note + ":/mnt/note"},
+		Builder:   true,
 	}
 	commit := act.Commit(t, model)
 	for _, revision := range []string{"first", "second"} {
@@ -89,7 +94,7 @@ func TestProbe(t *testing.T) {
 		for _, want := range []string{
 			"uid 0\n", "this is ***\n", "GITHUB_REPOSITORY=octo-org/model\n", "GITHUB_REPOSITORY_ID=1296269\n", "GITHUB_SHA=" + commit + "\n",
 			"GITHUB_EVENT_NAME=pull_request\n", "GITHUB_REF=refs/pull/7/merge\n", "GITHUB_HEAD_REF=change\n", "INPUT_GREETING=pull request 7\n", "GITHUB_API_URL=http://127.0.0.1:1/api\n", "GITHUB_RUN_ID=41\n", "GITHUB_ACTOR=octocat\n", "note: from outside\n",
-			"engine's socket: true\n",
+			"engine's socket: true\n", "builder: true\n",
 		} {
 			if !strings.Contains(s.Log, want) {
 				t.Errorf("it does not say %q, but\n%s", want, s.Log)

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"regexp"
@@ -39,6 +40,11 @@ func run() error {
 	fmt.Println("uid", os.Getuid())
 	socket, err := os.Stat("/var/run/docker.sock")
 	fmt.Println("engine's socket:", err == nil && socket.Mode().Type() == os.ModeSocket)
+	builder, err := net.Dial("unix", strings.TrimPrefix(os.Getenv("BUILDKIT_HOST"), "unix://"))
+	fmt.Println("builder:", err == nil)
+	if err == nil {
+		_ = builder.Close()
+	}
 	note, _ := os.ReadFile("/mnt/note")
 	fmt.Printf("note: %s\n", note)
 	fmt.Println("::endgroup::")
