@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -45,15 +46,15 @@ func git(t *testing.T, dir string, args ...string) string {
 }
 
 // Action puts an action together as its release would be: its action.yml, a Dockerfile and the .dockerignore beside that, and a
-// program for dist/action, unless that is empty. It gives the directory, for Options.Actions.
-func Action(t *testing.T, definition, dockerfile, binary string) string {
+// programs for dist, each under its name there. It gives the directory, for Options.Actions.
+func Action(t *testing.T, definition, dockerfile string, programs ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	files := map[string]string{
 		definition: "action.yml", dockerfile: "Dockerfile", filepath.Join(filepath.Dir(dockerfile), ".dockerignore"): ".dockerignore",
 	}
-	if binary != "" {
-		files[binary] = program
+	for _, p := range programs {
+		files[p] = filepath.Join(filepath.Dir(program), filepath.Base(p))
 	}
 	for from, to := range files {
 		text, err := os.ReadFile(from)
@@ -65,7 +66,7 @@ func Action(t *testing.T, definition, dockerfile, binary string) string {
 			t.Fatal(err)
 		}
 		mode := os.FileMode(0o644)
-		if from == binary {
+		if slices.Contains(programs, from) {
 			mode = 0o755
 		}
 		if err := os.WriteFile(to, text, mode); err != nil {

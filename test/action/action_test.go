@@ -24,7 +24,12 @@ func probe(t *testing.T, revision string) string {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	dir := act.Action(t, "testdata/probe/action.yml", filepath.Join(root, "Dockerfile"), binary)
+	// Whatever stands for the runner is copied, and not run.
+	runner := filepath.Join(t.TempDir(), "runner")
+	if err := os.WriteFile(runner, []byte("a program"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir := act.Action(t, "testdata/probe/action.yml", filepath.Join(root, "Dockerfile"), binary, runner)
 	if err := os.CopyFS(filepath.Join(dir, "composite"), os.DirFS("testdata/probe/composite")); err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +156,7 @@ func TestImage(t *testing.T) {
 			if err := os.RemoveAll(filepath.Join(dir, "dist")); err != nil {
 				t.Fatal(err)
 			}
-			for name, text := range map[string]string{"go.mod": "module probe\n\ngo 1.26\n", "cmd/action/main.go": "package main\n\nfunc main() { println(\"compiled here\") }\n"} {
+			for name, text := range map[string]string{"go.mod": "module probe\n\ngo 1.26\n", "cmd/action/main.go": "package main\n\nfunc main() { println(\"compiled here\") }\n", "cmd/runner/main.go": "package main\n\nfunc main() {}\n"} {
 				if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755); err != nil {
 					t.Fatal(err)
 				}
