@@ -33,7 +33,7 @@ func (s shipper) Ship(ctx context.Context, dir string) (deploy.Shipment, error) 
 	var res project.Result
 	digest, known, err := s.archives.Write(ctx, func(w io.Writer) error {
 		var err error
-		res, err = project.Package(ctx, dir, w, nil, local.CheckProject)
+		res, err = project.Package(ctx, dir, w, nil, project.Check(local.CheckProject))
 		return err
 	})
 	if err != nil {
