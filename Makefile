@@ -165,6 +165,7 @@ generate: ## references that are made from the code
 	go test ./rollout -run TestReasonsReference -update
 	go test ./cmd/action/internal/action -run "TestReference|TestComposite" -update
 	go test ./cmd/sluice/internal/cli -run TestCommandReference -update
+	go test ./pkg/project/azureml -run TestDocumentation -update
 	go test ./pkg/cluster/kube/v1alpha1 -run TestDefinitions -update
 
 clean:

@@ -51,7 +51,7 @@ func (s Shipper) Make(ctx context.Context, dir string, besides []fs.FileInfo) (M
 // make calls to, which may be nil, once the name of the endpoint is known, to learn where layers go.
 func (s Shipper) make(ctx context.Context, dir string, besides []fs.FileInfo, to func(endpoint string) (*uploads, error)) (_ Made, err error) {
 	s.stage(deploy.StagePackage)
-	pack, err := project.Prepare(ctx, dir, besides)
+	pack, err := project.Prepare(ctx, dir, besides, s.Manifest)
 	if err != nil {
 		return Made{}, err
 	}

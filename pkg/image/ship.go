@@ -44,6 +44,8 @@ type Shipper struct {
 	Stage func(deploy.Stage)
 	// CacheDir keeps what was hashed, so that files are read again only once they have changed; empty keeps nothing.
 	CacheDir string
+	// Manifest stands for the project's sluice.yaml; nil is its own.
+	Manifest *project.Given
 }
 
 var _ deploy.Shipper = Shipper{}
@@ -126,7 +128,7 @@ func (s Shipper) underlay(ctx context.Context, dir string, p *Parts, m *memory) 
 		env.BaseImage = cmp.Or(env.BaseImage, s.BaseImage)
 	}
 	var base Found
-	d, err := environment.Load(ctx, dir, env, environment.Options{Platform: p.Platform.String(), Resolve: func(ctx context.Context, field, ref string) (environment.Image, error) {
+	d, err := environment.Load(ctx, dir, env, environment.Options{Platform: p.Platform.String(), Files: s.Manifest.Contents(), Resolve: func(ctx context.Context, field, ref string) (environment.Image, error) {
 		img, found, err := s.Resolve(ctx, field, ref, p.Platform)
 		if err != nil {
 			return environment.Image{}, err

@@ -135,7 +135,7 @@ func (r *reader) run(ctx context.Context) {
 			return it.Refusal // appeared since Plan
 		case it.Type == TypeLink:
 			e := it.Entry
-			return r.send(ctx, piece{entry: &e, layout: it.dir == nil})
+			return r.send(ctx, piece{entry: &e, layout: it.isLayout()})
 		}
 		return r.file(ctx, it)
 	})

@@ -1,6 +1,7 @@
 package project
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -42,7 +43,7 @@ func (l *Listing) Contents(ctx context.Context, below string, fn func(*Content) 
 		case it.Action == Refuse:
 			return it.Refusal
 		}
-		c := &Content{Entry: it.Entry, Layout: it.dir == nil, it: it, l: l}
+		c := &Content{Entry: it.Entry, Layout: it.isLayout(), it: it, l: l}
 		if it.Type == TypeFile {
 			c.Info = it.info
 		}
@@ -61,6 +62,9 @@ func (l *Listing) Contents(ctx context.Context, below string, fn func(*Content) 
 
 // open opens a file that a walk is at.
 func (l *Listing) open(it *item) (io.ReadCloser, error) {
+	if it.given != nil {
+		return io.NopCloser(bytes.NewReader(it.given)), nil
+	}
 	return openUnchanged(it.dir, baseName(it.Path), it.Path, it.info, "make it readable, or keep it out with "+l.rules)
 }
 

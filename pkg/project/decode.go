@@ -36,24 +36,42 @@ type decoder struct {
 	// suspect holds the fields that have a mistake already, and those that a
 	// misspelt key probably meant, so that they are not called missing as well.
 	suspect map[string]bool
-	errs    []*Error
+	// null holds the fields that are there without a value; nullable says that they are as if they were not there.
+	null     map[string]bool
+	nullable bool
+	// root is the type of the document. elsewhere has hints for keys that it does not have.
+	root      reflect.Type
+	elsewhere map[string]string
+	// begin says how a file that is empty is to begin.
+	begin string
+	errs  []*Error
 }
 
 // decodeManifest decodes data. The manifest is nil if nothing could be decoded; it
 // is only to be used by others if there are no errors.
 func decodeManifest(file string, data []byte) (*Manifest, *decoder) {
-	d := &decoder{file: file, at: map[string]position{}, suspect: map[string]bool{}}
-	root := d.document(data)
-	if root == nil {
-		return nil, d
-	}
-	d.at[""] = position{root.Line, root.Column}
 	var m Manifest
-	d.value(root, reflect.ValueOf(&m).Elem(), "", 0)
-	if root.Kind != yaml.MappingNode {
+	d := newDecoder(file, reflect.TypeFor[Manifest]())
+	d.begin = "begin it with `apiVersion: " + rollout.APIVersion + "` and `kind: " + Kind + "`"
+	if !d.decode(data, reflect.ValueOf(&m).Elem()) {
 		return nil, d
 	}
 	return &m, d
+}
+
+func newDecoder(file string, root reflect.Type) *decoder {
+	return &decoder{file: file, root: root, at: map[string]position{"": {}}, suspect: map[string]bool{}, null: map[string]bool{}}
+}
+
+// decode fills v, and tells whether data holds keys and values at all.
+func (d *decoder) decode(data []byte, v reflect.Value) bool {
+	root := d.document(data)
+	if root == nil {
+		return false
+	}
+	d.at[""] = position{root.Line, root.Column}
+	d.value(root, v, "", 0)
+	return root.Kind == yaml.MappingNode
 }
 
 // document parses the one document of data.
@@ -62,7 +80,6 @@ func (d *decoder) document(data []byte) *yaml.Node {
 		d.errs = append(d.errs, &Error{File: d.file, Line: line, Refusal: refuse(rollout.ReasonInvalid, "", hint, format, args...)})
 		return nil
 	}
-	const example = "begin it with `apiVersion: " + rollout.APIVersion + "` and `kind: " + Kind + "`"
 	if len(data) > MaxManifestSize {
 		return whole(0, "list data in files of their own", "is larger than %d bytes", MaxManifestSize)
 	}
@@ -70,14 +87,14 @@ func (d *decoder) document(data []byte) *yaml.Node {
 	var doc yaml.Node
 	err := dec.Decode(&doc)
 	if errors.Is(err, io.EOF) {
-		return whole(0, example, "is empty")
+		return whole(0, d.begin, "is empty")
 	}
 	if err != nil {
 		line, message := YAMLError(err)
 		return whole(line, "", "is not YAML: %s", message)
 	}
 	if doc.Kind != yaml.DocumentNode || len(doc.Content) != 1 || isNull(doc.Content[0]) {
-		return whole(0, example, "is empty")
+		return whole(0, d.begin, "is empty")
 	}
 	var second yaml.Node
 	switch err := dec.Decode(&second); {
@@ -133,13 +150,14 @@ func (d *decoder) report(e *rollout.Error) {
 	}
 	p, ok := d.at[e.Field]
 	for f := e.Field; !ok; p, ok = d.at[f] {
-		f = parentField(f)
+		f = ParentField(f)
 	}
 	d.errs = append(d.errs, &Error{File: d.file, Line: p.line, Column: p.column, Refusal: e})
 }
 
-// parentField cuts the last key or index off a path of fields.
-func parentField(f string) string {
+// ParentField cuts the last key or index off a path of fields: version.autoscale of
+// version.autoscale.enabled. It is empty for a field at the top.
+func ParentField(f string) string {
 	if strings.HasSuffix(f, "]") {
 		if i := strings.LastIndexByte(f, '['); i >= 0 {
 			return f[:i]
@@ -166,7 +184,7 @@ func (d *decoder) enter(n *yaml.Node, field string, depth int) (*yaml.Node, bool
 		return nil, false // said already
 	}
 	if d.nodes++; d.nodes > maxNodes {
-		d.fail(n, rollout.ReasonInvalid, field, hint, "the manifest has more than %d values, aliases counted as often as they are used", maxNodes)
+		d.fail(n, rollout.ReasonInvalid, field, hint, "the file has more than %d values, aliases counted as often as they are used", maxNodes)
 		return nil, false
 	}
 	if depth > maxDepth {
@@ -335,6 +353,11 @@ func (d *decoder) structure(n *yaml.Node, v reflect.Value, field string, depth i
 		}
 		f := child(field, key)
 		d.place(f, n.Content[i])
+		if isNull(n.Content[i+1]) {
+			if d.null[f] = true; d.nullable {
+				continue
+			}
+		}
 		d.value(n.Content[i+1], v.FieldByIndex(known[at].index), f, depth+1)
 	}
 }
@@ -347,8 +370,10 @@ func (d *decoder) unknown(k *yaml.Node, key string, known []jsonField, field str
 	}
 	near, distance := nearest(key, names)
 	hint := fmt.Sprintf("did you mean %q?", near)
-	if distance > 1 {
-		if elsewhere := knownElsewhere(key); elsewhere != "" {
+	if other, known := d.elsewhere[key]; known {
+		hint, near = other, ""
+	} else if distance > 1 {
+		if elsewhere := d.knownElsewhere(key); elsewhere != "" {
 			hint = fmt.Sprintf("it belongs to %s", elsewhere)
 			near = ""
 		} else if distance > max(2, len(key)/2) {
@@ -598,9 +623,9 @@ func fieldsOf(t reflect.Type) []jsonField {
 	return out
 }
 
-// knownElsewhere is the path of the first field of the manifest with this name, if
+// knownElsewhere is the path of the first field of the document with this name, if
 // there is one: "scoring.entryScript".
-func knownElsewhere(key string) string {
+func (d *decoder) knownElsewhere(key string) string {
 	var find func(t reflect.Type, path string, depth int) string
 	find = func(t reflect.Type, path string, depth int) string {
 		for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice || t.Kind() == reflect.Map {
@@ -622,5 +647,5 @@ func knownElsewhere(key string) string {
 		}
 		return ""
 	}
-	return find(reflect.TypeFor[Manifest](), "", 0)
+	return find(d.root, "", 0)
 }

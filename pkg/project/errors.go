@@ -58,9 +58,12 @@ func Errors(err error) []*Error {
 	return Errors(errors.Unwrap(err))
 }
 
-// joinPositioned sorts by place and joins; what is over the limit is counted.
+// joinPositioned sorts by file and place and joins; what is over the limit is counted.
 func joinPositioned(errs []*Error) error {
 	slices.SortStableFunc(errs, func(a, b *Error) int {
+		if a.File != b.File {
+			return strings.Compare(a.File, b.File)
+		}
 		if a.Line != b.Line {
 			return a.Line - b.Line
 		}

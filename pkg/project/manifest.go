@@ -173,20 +173,43 @@ func Parse(file string, data []byte) (*Manifest, error) {
 	return m, nil
 }
 
+// Option of what reads a project: a Check, or a Given manifest.
+type Option interface{ apply(*options) }
+
+type options struct {
+	checks []Check
+	given  *Given
+}
+
+func optionsOf(opts []Option) options {
+	var o options
+	for _, opt := range opts {
+		opt.apply(&o)
+	}
+	return o
+}
+
 // Check is a rule beyond the manifest's own, such as one of the target that its versions
 // are for. It gets a manifest that may break other rules, and returns a refusal for each
 // mistake, its Field as the manifest has it.
 type Check func(*Manifest) []*rollout.Error
 
+func (c Check) apply(o *options) { o.checks = append(o.checks, c) }
+
 // Load reads the manifest of the project in dir and checks it against the files
-// that it names and the further checks. Errors are those of Parse.
-func Load(dir string, checks ...Check) (*Manifest, error) {
+// that it names and the further checks. Errors are those of Parse; those about a
+// Given manifest have the places that it came from.
+func Load(dir string, opts ...Option) (*Manifest, error) {
+	return load(dir, optionsOf(opts))
+}
+
+func load(dir string, o options) (*Manifest, error) {
 	t, err := openTree(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer t.close()
-	data, err := readManifest(t)
+	data, err := o.manifest(t)
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +222,7 @@ func Load(dir string, checks ...Check) (*Manifest, error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, check := range checks {
+		for _, check := range o.checks {
 			more = append(more, check(m)...)
 		}
 		for _, e := range more {
@@ -207,20 +230,21 @@ func Load(dir string, checks ...Check) (*Manifest, error) {
 		}
 	}
 	if len(d.errs) > 0 {
-		return nil, joinPositioned(d.errs)
+		return nil, joinPositioned(o.given.placed(d.errs))
 	}
 	return m, nil
 }
 
 // LoadEnvironment reads the environment of the project in dir, for what only looks at it: the manifest
 // is checked as by Parse, but not against the files that it names.
-func LoadEnvironment(dir string) (Environment, error) {
+func LoadEnvironment(dir string, opts ...Option) (Environment, error) {
+	o := optionsOf(opts)
 	t, err := openTree(dir)
 	if err != nil {
 		return Environment{}, err
 	}
 	defer t.close()
-	data, err := readManifest(t)
+	data, err := o.manifest(t)
 	if err != nil {
 		return Environment{}, err
 	}
@@ -231,7 +255,7 @@ func LoadEnvironment(dir string) (Environment, error) {
 		}
 	}
 	if len(d.errs) > 0 {
-		return Environment{}, joinPositioned(d.errs)
+		return Environment{}, joinPositioned(o.given.placed(d.errs))
 	}
 	return m.Environment, nil
 }
@@ -244,9 +268,11 @@ var foreignManifests = []struct {
 	hint   string
 }{
 	{"sluice.yml", rollout.ReasonInvalid, "rename sluice.yml to sluice.yaml"},
-	{"inferenceconfig.json", rollout.ReasonNotSupportedYet, "Azure ML's inferenceconfig.json is not read yet: write a sluice.yaml"},
-	{"deploymentconfig.json", rollout.ReasonNotSupportedYet, "Azure ML's deploymentconfig.json is not read yet: write a sluice.yaml"},
+	{"inferenceconfig.json", rollout.ReasonInvalid, azureHint},
+	{"deploymentconfig.json", rollout.ReasonInvalid, azureHint},
 }
+
+const azureHint = "Azure ML's configuration files are read where they are named: give -ic FILE and -dc FILE, or make a sluice.yaml of them with `sluice convert`"
 
 func readManifest(t *tree) ([]byte, error) {
 	whole := func(reason rollout.Reason, hint, format string, args ...any) error {

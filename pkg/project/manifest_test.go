@@ -326,9 +326,9 @@ version:
 	if m.Environment.BaseImage != "python:3.12-slim" || m.Version.Resources.Extended["vendor.example/fpga"] != 2 || m.Version.EnvironmentVariables["TOKEN"].Secret != "s" || m.Version.Template["spec"] == nil {
 		t.Errorf("read %+v", m)
 	}
-	_, err = Load(dir, func(m *Manifest) []*rollout.Error {
+	_, err = Load(dir, Check(func(m *Manifest) []*rollout.Error {
 		return []*rollout.Error{refuse(rollout.ReasonNotSupportedYet, "version.resources", "h", "no %s here", m.Version.Resources.CPU)}
-	})
+	}))
 	if errs := Errors(err); len(errs) != 1 || errs[0].File != ManifestName || errs[0].Line != 7 || errs[0].Refusal.Message != "no 1 here" {
 		t.Errorf("%v, want one refusal at line 7", err)
 	}
@@ -468,7 +468,7 @@ func TestLoad(t *testing.T) {
 		{"a circle", map[string]string{"samples/one.json": "->two.json", "samples/two.json": "->one.json"}, "test.request: samples/one.json leads through too many symbolic links", rollout.ReasonUnsafeFile},
 		{"no manifest", map[string]string{"sluice.yaml": ""}, "sluice.yaml: there is no sluice.yaml in {dir}", rollout.ReasonInvalid},
 		{"another name", map[string]string{"sluice.yaml": "", "sluice.yml": fullManifest}, "rename sluice.yml to sluice.yaml", rollout.ReasonInvalid},
-		{"Azure ML's", map[string]string{"sluice.yaml": "", "inferenceconfig.json": "{}"}, "inferenceconfig.json is not read yet", rollout.ReasonNotSupportedYet},
+		{"Azure ML's", map[string]string{"sluice.yaml": "", "inferenceconfig.json": "{}"}, "give -ic FILE and -dc FILE", rollout.ReasonInvalid},
 		{"manifest outside", map[string]string{"sluice.yaml": "->/etc/hostname"}, "sluice.yaml: cannot be read", rollout.ReasonUnsafeFile},
 		{"manifest is a directory", map[string]string{"sluice.yaml/": "dir"}, "sluice.yaml: is a directory, not a file", rollout.ReasonUnsafeFile},
 	} {

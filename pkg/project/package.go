@@ -25,16 +25,16 @@ type Result struct {
 // Package reads the manifest of the project in dir, plans what ships, writes its
 // archive to out and names the version that it makes. A file that out is does not
 // ship, nor do those in besides (such as what the archive will replace), so that an
-// archive may be written into its own project. The checks are those of Load: a project
-// that breaks one is not packaged.
-func Package(ctx context.Context, dir string, out io.Writer, besides []fs.FileInfo, checks ...Check) (Result, error) {
+// archive may be written into its own project. The options are those of Load: a project
+// that breaks a Check is not packaged, and a Given manifest ships as the project's sluice.yaml.
+func Package(ctx context.Context, dir string, out io.Writer, besides []fs.FileInfo, opts ...Option) (Result, error) {
 	skip := slices.Clone(besides)
 	if f, ok := out.(interface{ Stat() (fs.FileInfo, error) }); ok {
 		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
 			skip = append(skip, info)
 		}
 	}
-	r, err := prepare(ctx, dir, skip, checks)
+	r, err := prepare(ctx, dir, skip, opts)
 	if err != nil {
 		return Result{}, err
 	}
@@ -52,8 +52,8 @@ func Package(ctx context.Context, dir string, out io.Writer, besides []fs.FileIn
 
 // Prepare is Package without an archive: its digest and size are not known, git is not asked and no version is
 // named, but Files are counted. It reads no more than rules and the manifest.
-func Prepare(ctx context.Context, dir string, besides []fs.FileInfo, checks ...Check) (Result, error) {
-	r, err := prepare(ctx, dir, besides, checks)
+func Prepare(ctx context.Context, dir string, besides []fs.FileInfo, opts ...Option) (Result, error) {
+	r, err := prepare(ctx, dir, besides, opts)
 	if err != nil {
 		return Result{}, err
 	}
@@ -64,12 +64,13 @@ func Prepare(ctx context.Context, dir string, besides []fs.FileInfo, checks ...C
 	return r, nil
 }
 
-func prepare(ctx context.Context, dir string, skip []fs.FileInfo, checks []Check) (Result, error) {
-	m, err := Load(dir, checks...)
+func prepare(ctx context.Context, dir string, skip []fs.FileInfo, opts []Option) (Result, error) {
+	o := optionsOf(opts)
+	m, err := load(dir, o)
 	if err != nil {
 		return Result{}, err
 	}
-	l, err := plan(ctx, dir, m, skip)
+	l, err := plan(ctx, dir, m, skip, o.given)
 	if err != nil {
 		return Result{}, fmt.Errorf("plan archive: %w", err)
 	}

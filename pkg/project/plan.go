@@ -133,7 +133,9 @@ type Listing struct {
 	nested []string
 	// skip are files that never ship: the archive itself, if it is written into the project,
 	// and what it replaces there.
-	skip     []fs.FileInfo
+	skip []fs.FileInfo
+	// given holds files that ship and are not in the directory; it may be nil.
+	given    *Given
 	refusals []*rollout.Error
 	refused  int
 }
@@ -150,17 +152,18 @@ type modelPlace struct {
 // Plan decides what of the project in dir ships. It walks the whole tree once, opens
 // each file that ships to see that it can be read, and reads only rules. An error
 // says that the tree could not be walked; what may not ship is in Err.
-func Plan(ctx context.Context, dir string, m *Manifest) (*Listing, error) {
-	return plan(ctx, dir, m, nil)
+// A Given manifest, of which m must be, ships as the project's sluice.yaml.
+func Plan(ctx context.Context, dir string, m *Manifest, opts ...Option) (*Listing, error) {
+	return plan(ctx, dir, m, nil, optionsOf(opts).given)
 }
 
-func plan(ctx context.Context, dir string, m *Manifest, skip []fs.FileInfo) (*Listing, error) {
+func plan(ctx context.Context, dir string, m *Manifest, skip []fs.FileInfo, given *Given) (*Listing, error) {
 	t, err := openTree(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer t.close()
-	l := &Listing{dir: t.dir, manifest: m, skip: skip, forced: map[string]*Rule{ManifestName: {Built: "the manifest"}}}
+	l := &Listing{dir: t.dir, manifest: m, skip: skip, given: given, forced: map[string]*Rule{ManifestName: {Built: "the manifest"}}}
 	if l.rules, err = rulesName(t.root); err != nil {
 		return nil, err
 	}
@@ -415,7 +418,8 @@ func (l *Listing) mayForceBelow(p string) bool {
 // item is an entry on the way, with the open directory that it is in.
 type item struct {
 	Entry
-	dir     *os.Root // nil for a link of the layout
+	dir     *os.Root // nil for a link of the layout, and for what is given
+	given   []byte   // the content of a file that is given; nil for others
 	info    fs.FileInfo
 	include *includePattern // that names it or a directory above it
 }
@@ -458,8 +462,17 @@ type walkOptions struct {
 // walkTree walks the project in the order of its paths' bytes.
 func (l *Listing) walkTree(ctx context.Context, t *tree, o walkOptions, fn func(*item) error) error {
 	w := walker{l: l, t: t, ctx: ctx, walkOptions: o, fn: fn}
-	return w.directory(walkDir{root: t.root})
+	if l.given == nil || o.only != "" { // nothing that is walked alone is given
+		return w.directory(walkDir{root: t.root})
+	}
+	return l.given.among(fn, func(fn func(*item) error) error {
+		w.fn = fn
+		return w.directory(walkDir{root: t.root})
+	})
 }
+
+// isLayout tells whether it is one of the links that lay out the models.
+func (it *item) isLayout() bool { return it.dir == nil && it.given == nil }
 
 type walker struct {
 	walkOptions

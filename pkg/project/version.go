@@ -224,14 +224,22 @@ func (g gitRepo) changed(ctx context.Context, l *Listing) (bool, error) {
 }
 
 // shipsUntracked tells whether a file ships that git ignores and does not track, or
-// whether the manifest itself is not tracked. The repository must be clean otherwise.
+// whether the manifest itself, or what it was made from, is not tracked. The repository must be clean otherwise.
 func (g gitRepo) shipsUntracked(ctx context.Context, l *Listing) (bool, error) {
-	tracked, err := g.run(ctx, nil, "ls-files", "-z", "--", ":(literal)"+ManifestName)
-	if err != nil {
-		return false, err
+	sources := []string{ManifestName}
+	if l.given != nil {
+		if sources = l.given.Sources; l.given.Beside {
+			return true, nil
+		}
 	}
-	if len(tracked) == 0 {
-		return true, nil // the whole directory is ignored, or in a repository of its own
+	for _, name := range sources {
+		tracked, err := g.run(ctx, nil, "ls-files", "-z", "--", ":(literal)"+name)
+		if err != nil {
+			return false, err
+		}
+		if len(tracked) == 0 {
+			return true, nil // the whole directory is ignored, or in a repository of its own
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

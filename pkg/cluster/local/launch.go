@@ -43,7 +43,7 @@ func (p ProjectLauncher) Prepare(ctx context.Context, spec cluster.FleetSpec) (L
 	if err != nil {
 		return Launch{}, err
 	}
-	m, err := project.Load(dir, CheckProject)
+	m, err := project.Load(dir, project.Check(CheckProject))
 	if err != nil {
 		return Launch{}, fmt.Errorf("read manifest of %s: %w", spec.Image, err)
 	}

@@ -167,6 +167,7 @@ func (d *Definition) writeContext(ctx context.Context, dir string) error {
 		return err
 	}
 	defer func() { _ = out.Close() }()
+	t.given = d.given
 	w := contextWriter{from: t, to: out}
 	for _, e := range d.context.sorted() {
 		if err := w.entry(ctx, e, e.path); err != nil {
@@ -233,6 +234,9 @@ func (w *contextWriter) entry(ctx context.Context, e entry, target string) error
 			return w.changed(e.path)
 		}
 		return w.to.Symlink(e.value, target)
+	}
+	if data, given := w.from.given[e.path]; given {
+		return w.create(target, 0o644, bytes.NewReader(data))
 	}
 	in, err := w.from.root.OpenFile(e.path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -219,3 +219,62 @@ func TestLoadEnds(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestGivenFiles: files beside the project are as in it, the definition and what is copied as a whole.
+func TestGivenFiles(t *testing.T) {
+	given := map[string]string{"given.yml": "dependencies: [python=3.12, pip, {pip: [./p, -r more.txt]}]\n", "sluice.yaml": "m", "left.out": "l"}
+	o := options()
+	o.Files = map[string][]byte{}
+	for name, text := range given {
+		o.Files[name] = []byte(text)
+	}
+	const base = "python:3.12-slim"
+	for name, env := range map[string]project.Environment{
+		"conda":     {BaseImage: base, Conda: "given.yml"},
+		"all":       {BaseImage: base, DockerSteps: []string{"COPY . /"}},
+		"own":       {Dockerfile: "Dockerfile"},
+		"some":      {BaseImage: base, DockerSteps: []string{"COPY p /"}},
+		"all, pip":  {BaseImage: base, Requirements: "all.txt"},
+		"conda too": {BaseImage: base, DockerSteps: []string{"COPY . /"}, Conda: "given.yml"},
+	} {
+		content := map[string]string{"p/a": "x", "more.txt": "numpy==2\n", "Dockerfile": "FROM scratch\n", ".dockerignore": "left.*\n", "all.txt": ".\n"}
+		one, err := environment.Load(t.Context(), files(t, content), env, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range given {
+			content[name] = text
+		}
+		two := load(t, files(t, content), env)
+		if one.Hash() != two.Hash() || string(one.Dockerfile()) != string(two.Dockerfile()) {
+			t.Errorf("%s: hash %s, want %s", name, one.Hash(), two.Hash())
+		}
+		var dirs [2]string
+		for i, d := range []*environment.Definition{one, two} {
+			dirs[i] = t.TempDir()
+			if err := d.WriteContext(t.Context(), dirs[i]); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+		if d := cmp.Diff(texts(t, dirs[1]), texts(t, dirs[0])); d != "" {
+			t.Errorf("%s: the build's context (-in the project +given):\n%s", name, d)
+		}
+	}
+}
+
+// texts of the files below a directory.
+func texts(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	if err := filepath.WalkDir(dir, func(p string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(p)
+		out[p[len(dir):]] = string(data)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}

@@ -55,18 +55,22 @@ func (l *loader) loadConda(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	to, err := l.t.resolve(at, p)
-	if err != nil {
-		return err
+	file := p
+	data, given := l.given[p]
+	if !given {
+		to, err := l.t.resolve(at, p)
+		if err != nil {
+			return err
+		}
+		if data, err = l.t.readResolved(at, p, to); err != nil {
+			return err
+		}
+		file = to.path
 	}
-	data, err := l.t.readResolved(at, p, to)
-	if err != nil {
-		return err
-	}
-	l.sources = append(l.sources, source{to.path, data})
-	l.conda = &condaFile{path: to.path, others: map[string]string{}}
-	r := condaReader{loader: l, file: p, pip: l.pipReader(fieldConda, path.Dir(to.path))}
-	r.pip.open = []string{to.path}
+	l.sources = append(l.sources, source{file, data})
+	l.conda = &condaFile{path: file, others: map[string]string{}}
+	r := condaReader{loader: l, file: p, pip: l.pipReader(fieldConda, path.Dir(file))}
+	r.pip.open = []string{file}
 	root, err := r.document(data)
 	if err != nil {
 		return err

@@ -40,6 +40,8 @@ type Options struct {
 	// Micromamba is the image that has it as /bin/micromamba, default DefaultMicromamba. It counts, as written,
 	// in environments from a Conda definition.
 	Micromamba string
+	// Files are contents, by name, of files that belong at the project's root and are not there: project.Given's.
+	Files map[string][]byte
 }
 
 // NamedImage is an image that a docker step or the project's Dockerfile names without a digest.
@@ -52,6 +54,7 @@ type NamedImage struct {
 // Definition is an environment with all that determines it, as it was when it was loaded.
 type Definition struct {
 	dir        string // absolute
+	given      map[string][]byte
 	platform   string
 	micromamba string
 	baseRef    string
@@ -118,8 +121,9 @@ func load(ctx context.Context, dir string, env project.Environment, o Options) (
 		return nil, err
 	}
 	defer t.close()
+	t.given = o.Files
 	l := loader{t: t, resolve: o.Resolve, Definition: &Definition{
-		dir: abs, platform: platform, micromamba: o.Micromamba, context: fileSet{}, packages: fileSet{},
+		dir: abs, given: o.Files, platform: platform, micromamba: o.Micromamba, context: fileSet{}, packages: fileSet{},
 	}}
 	if l.micromamba == "" {
 		l.micromamba = DefaultMicromamba

@@ -71,6 +71,8 @@ type tree struct {
 	ignore *patternmatcher.PatternMatcher
 	// ignoreFile is its name, for messages.
 	ignoreFile string
+	// given are contents of files at the root that are not there; see Options.Files.
+	given map[string][]byte
 }
 
 func openTree(dir string) (*tree, error) {
@@ -345,6 +347,25 @@ func (t *tree) walk(ctx context.Context, set fileSet, at place, p string, info f
 		if err := t.walk(ctx, set, at, sub, info, skip, depth+1, found); err != nil {
 			return err
 		}
+	}
+	if p == "." {
+		return t.addGiven(set, skip, found)
+	}
+	return nil
+}
+
+// addGiven adds the given files, as if they lay at the root.
+func (t *tree) addGiven(set fileSet, skip func(string) bool, found *int) error {
+	for name, data := range t.given {
+		out, err := t.out(name)
+		if err != nil {
+			return err
+		}
+		if _, known := set[name]; out || known || skip != nil && skip(name) {
+			continue
+		}
+		*found++
+		set[name] = entry{path: name, mode: modeFile, value: fmt.Sprintf("%x", sha256.Sum256(data))}
 	}
 	return nil
 }

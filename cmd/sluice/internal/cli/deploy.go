@@ -26,6 +26,8 @@ type archiveStore interface {
 type shipper struct {
 	archives archiveStore
 	source   project.Source
+	// manifest stands for the project's sluice.yaml; nil is its own.
+	manifest *project.Given
 }
 
 // Ship implements deploy.Shipper.
@@ -33,7 +35,7 @@ func (s shipper) Ship(ctx context.Context, dir string) (deploy.Shipment, error) 
 	var res project.Result
 	digest, known, err := s.archives.Write(ctx, func(w io.Writer) error {
 		var err error
-		res, err = project.Package(ctx, dir, w, nil, local.CheckProject)
+		res, err = project.Package(ctx, dir, w, nil, project.Check(local.CheckProject), s.manifest)
 		return err
 	})
 	if err != nil {
@@ -65,7 +67,11 @@ test has passed it becomes a treatment.
 
 A deploy that is interrupted says what it leaves; one that is killed leaves the same: the
 version untyped at 0 per cent, with replicas that run on until it is deleted ("sluice delete
-ENDPOINT VERSION") or makes room for a seventh version. The same deploy again goes on from there.`,
+ENDPOINT VERSION") or makes room for a seventh version. The same deploy again goes on from there.
+
+Azure ML's configuration files can stand for a sluice.yaml ("-ic inferenceconfig.json -dc deploymentconfig.json --endpoint NAME
+--model NAME=PATH"): docs/azureml.md. What deploymentconfig.json says of the target, the namespace, the version's name and
+its share holds unless a flag or variable says otherwise.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			o.Dir = "."
@@ -97,7 +103,7 @@ ENDPOINT VERSION") or makes room for a seventh version. The same deploy again go
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.Endpoint, "endpoint", "", "endpoint to join instead of the manifest's")
+	f.StringVar(&o.Endpoint, flagEndpoint, "", "endpoint to join instead of the manifest's")
 	f.StringVar(&o.Version, "version", "", "name of the version instead of the one by the commit")
 	f.StringVar(&percent, "percent", "", "share of traffic to begin with, 0 to 100")
 	f.StringVar(&role, "type", "treatment", "role once ready: control, treatment or none")
@@ -108,6 +114,7 @@ ENDPOINT VERSION") or makes room for a seventh version. The same deploy again go
 	f.Int64Var(&repository, "repository-id", envInt(a.io.Getenv("GITHUB_REPOSITORY_ID")), "GitHub repository id that it comes from; a new endpoint is bound to it")
 	f.Int64Var(&run, "run-id", envInt(a.io.Getenv("GITHUB_RUN_ID")), "workflow run that deploys it")
 	env := func(name string) string { return a.io.Getenv("SLUICE_" + name) }
+	a.azureFlagSet(f)
 	a.imageFlags(f)
 	f.StringVar(&a.images.pullRegistry, "pull-registry", env("PULL_REGISTRY"), "HOST[:PORT] by which nodes reach that registry, if it is another ($SLUICE_PULL_REGISTRY)")
 	f.BoolVar(&checks.sbom, "sbom", false, "attach a bill of materials to the pushed image (target kubernetes)")

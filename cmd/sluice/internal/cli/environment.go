@@ -66,6 +66,7 @@ a later --explain compares with.`,
 		},
 	}
 	f := c.Flags()
+	a.azureFlagSet(f)
 	f.StringVar(&o.explain, "explain", "", "file with an earlier output of -o json: say what changed since")
 	f.StringVar(&o.platform, "platform", cmp.Or(a.io.Getenv("SLUICE_PLATFORM"), environment.DefaultPlatform), "linux/ARCHITECTURE[/VARIANT] of the image ($SLUICE_PLATFORM)")
 	f.StringVar(&o.baseImage, "base-image", a.io.Getenv("SLUICE_BASE_IMAGE"), "base image for projects that name none ($SLUICE_BASE_IMAGE)")
@@ -84,7 +85,7 @@ func (a *app) environmentHash(ctx context.Context, o environmentHash) error {
 		}
 		earlier = s
 	}
-	env, err := project.LoadEnvironment(o.dir)
+	env, err := project.LoadEnvironment(o.dir, a.manifest)
 	if err != nil {
 		return err
 	}
@@ -97,7 +98,7 @@ func (a *app) environmentHash(ctx context.Context, o environmentHash) error {
 	}
 	client := image.Client{Insecure: o.insecure}
 	d, err := environment.Load(ctx, o.dir, env, environment.Options{
-		Platform: o.platform,
+		Platform: o.platform, Files: a.manifest.Contents(),
 		Resolve: func(ctx context.Context, field, ref string) (environment.Image, error) {
 			if o.baseDigest != "" && ref == env.BaseImage {
 				return environment.Image{Digest: o.baseDigest}, nil

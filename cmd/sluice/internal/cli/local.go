@@ -29,7 +29,7 @@ func (a *app) openLocal(context.Context) (*system, error) {
 	return &system{
 		Store: store, Keys: keys, Logs: local.NewLogs(a.state), Problems: store.Problems,
 		Shipper: func(src project.Source, _ deploy.Progress) deploy.Shipper {
-			return shipper{archives: archives, source: src}
+			return shipper{archives: archives, source: src, manifest: a.manifest}
 		},
 	}, nil
 }

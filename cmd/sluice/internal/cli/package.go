@@ -60,6 +60,8 @@ OCI image layout into the directory PATH, or adds to the one that is there, unde
 	f.BoolVar(&list, "list", false, "list every path, and the rule that left it out")
 	f.StringVar(&format, "format", formatArchive, "what to write: archive, oci-layout or tarball")
 	f.VarP(packageOutput{format: &a.output, file: &out}, "output", "o", "where to write to; table, json or yaml: the output format")
+	f.StringVar(&a.azure.endpoint, flagEndpoint, "", "endpoint that Azure ML's files do not name, with --inference-config")
+	a.azureFlagSet(f)
 	a.imageFlags(f)
 	return c
 }
@@ -85,11 +87,11 @@ func (o packageOutput) Set(s string) error {
 }
 
 func (a *app) packageList(ctx context.Context, dir string) error {
-	m, err := project.Load(dir)
+	m, err := project.Load(dir, a.manifest)
 	if err != nil {
 		return err
 	}
-	l, err := project.Plan(ctx, dir, m)
+	l, err := project.Plan(ctx, dir, m, a.manifest)
 	if err != nil {
 		return err
 	}
@@ -128,7 +130,7 @@ func (a *app) packageTo(ctx context.Context, dir, out string) (err error) {
 		}
 		w, besides = f.w, f.replaced
 	}
-	res, err := project.Package(ctx, dir, w, besides)
+	res, err := project.Package(ctx, dir, w, besides, a.manifest)
 	if err != nil {
 		return err
 	}

@@ -61,6 +61,9 @@ type app struct {
 	open func(context.Context) (*system, error)
 	// images says where versions' images go, for a deploy to a cluster.
 	images registryFlags
+	// azure names Azure ML's configuration files; manifest is what they were made into, or nil.
+	azure    azureFlags
+	manifest *project.Given
 }
 
 // system is where endpoints are kept and run.
@@ -101,7 +104,7 @@ func Main(ctx context.Context, args []string, stdio IO) int {
 		}
 	}
 	root := a.root()
-	root.SetArgs(args)
+	root.SetArgs(azureArgs(root, args))
 	root.SetIn(stdio.In)
 	root.SetOut(stdio.Out)
 	root.SetErr(stdio.Err)
@@ -175,7 +178,10 @@ back by the evidence.
 Begin with "sluice demo", or "sluice up" in one terminal and "sluice deploy DIR" in another.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(c *cobra.Command, args []string) error {
+			if err := a.readAzure(c, args); err != nil {
+				return err
+			}
 			return a.prepare()
 		},
 	}
@@ -192,7 +198,7 @@ Begin with "sluice demo", or "sluice up" in one terminal and "sluice deploy DIR"
 	})
 	root.AddCommand(
 		a.deployCmd(), a.statusCmd(), a.trafficCmd(), a.promoteCmd(), a.rollbackCmd(), a.updateCmd(), a.deleteCmd(), a.waitCmd(), a.logsCmd(),
-		a.keysCmd(), a.replicasCmd(), a.holdCmd(), a.resumeCmd(), a.lockCmd(), a.unlockCmd(), a.packageCmd(), a.environmentCmd(), a.modelCmd(), a.scanCmd(), a.sbomCmd(), a.registryCmd(),
+		a.keysCmd(), a.replicasCmd(), a.holdCmd(), a.resumeCmd(), a.lockCmd(), a.unlockCmd(), a.packageCmd(), a.convertCmd(), a.environmentCmd(), a.modelCmd(), a.scanCmd(), a.sbomCmd(), a.registryCmd(),
 		a.upCmd(), a.demoCmd(), a.versionCmd(),
 	)
 	for _, c := range root.Commands() {
