@@ -4,6 +4,7 @@
 #
 # dist/action and dist/runner, where they are there, are taken as they are, and then BUILD needs no Go; else they are compiled.
 # BUILD is of the version in go.mod.
+# Without gRPC's traces, which nobody reads here, the linker need not keep each method of each type: a quarter less.
 ARG BUILD=golang:1.26.8-bookworm
 
 FROM ${BUILD} AS build
@@ -15,7 +16,7 @@ RUN set -e; \
     cp /etc/ssl/certs/ca-certificates.crt /out/etc/ssl/certs/; \
     for program in action runner; do \
       if [ -f dist/$program ]; then cp dist/$program /out/$program; \
-      else CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o /out/$program ./cmd/$program; fi; \
+      else CGO_ENABLED=0 go build -tags grpcnotrace -trimpath -ldflags "-s -w" -o /out/$program ./cmd/$program; fi; \
       chmod 0755 /out/$program; \
     done
 

@@ -30,7 +30,7 @@ programs() {
   for arch in ${ARCHITECTURES:-amd64 arm64}; do
     mkdir "$work/$arch"
     for program in sluice action runner router webhook; do
-      CGO_ENABLED=0 GOOS=linux GOARCH=$arch go build -trimpath -ldflags "-s -w" -o "$work/$arch/$program" "./cmd/$program"
+      CGO_ENABLED=0 GOOS=linux GOARCH=$arch go build -tags grpcnotrace -trimpath -ldflags "-s -w" -o "$work/$arch/$program" "./cmd/$program"
     done
     archive "$out/sluice_linux_$arch.tar.gz" "$work/$arch" sluice runner router webhook
     archive "$out/sluice-action_linux_$arch.tar.gz" "$work/$arch" action runner

@@ -15,11 +15,13 @@ import (
 // own. The archive is as if its files lay in the directory.
 type Given struct {
 	// Files are contents by name, at the project's root: ManifestName, and what else the manifest names and the
-	// directory lacks. The directory must not have a manifest of its own, nor the others with another content.
+	// directory lacks. Without Instead the directory must not have a manifest of its own, nor the others with another content.
 	Files map[string][]byte
 	// Sources are the files that it was made from, relative to the project's root and with slashes: a version is
 	// named after a commit only if git tracks them.
 	Sources []string
+	// Instead says that it stands for a manifest that the directory may have.
+	Instead bool
 	// Beside says that it was made from more, such as flags, so that no commit determines it.
 	Beside bool
 	// Origin, if not nil, is the place that a field of the manifest was made from, which errors then show. It may say less:
@@ -62,7 +64,7 @@ func (o options) manifest(t *tree) ([]byte, error) {
 
 // shadows refuses a file that would ship in another one's place.
 func (g *Given) shadows(t *tree, name string) error {
-	if _, err := t.root.Lstat(name); err != nil {
+	if _, err := t.root.Lstat(name); err != nil || (g.Instead && name == ManifestName) {
 		return nil
 	}
 	whole := func(hint, format string, args ...any) error {

@@ -36,7 +36,7 @@ func programs(t *testing.T, revision string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	for program, flags := range map[string]string{"action": " -X github.com/sluice-dev/sluice/cmd/action/internal/action.revision=" + revision, "runner": ""} {
-		cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", "-s -w"+flags, "-o", filepath.Join(dir, program), "./cmd/"+program)
+		cmd := exec.CommandContext(t.Context(), "go", "build", "-tags", "grpcnotrace", "-trimpath", "-ldflags", "-s -w"+flags, "-o", filepath.Join(dir, program), "./cmd/"+program)
 		cmd.Dir, cmd.Env = repoRoot, append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)

@@ -18,6 +18,7 @@ import (
 	"github.com/sethvargo/go-githubactions"
 
 	"github.com/sluice-dev/sluice/pkg/deploy"
+	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -69,8 +70,10 @@ type run struct {
 	env  []string
 	// root is what paths are relative to: the workspace, or by hand the working directory. dir is the project's.
 	root, dir string
-	log       *slog.Logger
-	summary   summary
+	// given is the manifest, if it is not the directory's sluice.yaml.
+	given   *project.Given
+	log     *slog.Logger
+	summary summary
 	// reach the endpoints; tests stand in for it.
 	reach func(context.Context) (*system, error)
 	clean []func()
@@ -113,6 +116,9 @@ func start(ctx context.Context, args, env []string, stdout, stderr io.Writer, re
 	}
 	if err == nil {
 		err = run.place()
+	}
+	if err == nil {
+		err = run.manifest()
 	}
 	began := time.Now()
 	r.say("Sluice's Action, revision %s", revisionOf())

@@ -161,6 +161,34 @@ func TestDryRun(t *testing.T) {
 	}
 }
 
+// Azure ML's files stand for a manifest, and what they say of the deploy for inputs that are not given.
+func TestAzureMLFiles(t *testing.T) {
+	w := newWorld(t)
+	if err := os.Remove(filepath.Join(w.workspace, "sluice.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	w.write("ic.json", `{"entryScript": "score.py", "environment": {"docker": {"baseImage": "`+w.registry+`/lib/python:3.12"}, "python": {"userManagedDependencies": true}, "inferencingStackVersion": "latest"}}`,
+		"dc.json", `{"computeType": "aksendpoint", "versionName": "blue", "trafficPercentile": 15, "namespace": "models", "numReplicas": 2, "containerResourceRequirements": {"cpu": 0.5, "memoryInGB": 1}}`)
+	inputs := with("inference-config", "ic.json", "endpoint", "fraud", "models", "fraud:3=model/")
+	w.step(push('a'), inputs).ok(t, statusDeployed)
+	w.write("score.py", "pass # 2\n")
+	w.step(push('b'), append(inputs, "deployment-config", "dc.json")).ok(t, statusDeployed)
+	v := w.endpoint().Spec.Version("blue")
+	if v == nil || v.TrafficPercentile != 15*rollout.OnePercent || v.Replicas == nil || *v.Replicas != 2 || v.Resources == nil || v.Resources.CPU != "500m" && v.Resources.CPU != "0.5" {
+		t.Errorf("the version is %+v", v)
+	}
+}
+
+// A manifest of another name stands for the directory's own.
+func TestConfigOfAnotherName(t *testing.T) {
+	w := newWorld(t)
+	w.write("staging.yaml", strings.Replace(manifest, "endpoint: fraud", "endpoint: fraud-staging", 1))
+	out := w.step(push('a'), with("config", "staging.yaml", "command", "package", "registry", "")).ok(t, statusChecked)
+	if out.outputs["endpoint"] != "fraud-staging" {
+		t.Errorf("outputs %v", out.outputs)
+	}
+}
+
 // A fork's code is checked and never deployed, whatever the event, and nothing is changed on its behalf.
 func TestFork(t *testing.T) {
 	for name, e := range map[string]event{
@@ -265,7 +293,7 @@ func TestContract(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"command": "deploy", "directory": ".", "config": "", "inference-config": "", "deployment-config": "", "endpoint": "", "namespace": "", "version": "",
+		"command": "deploy", "directory": ".", "config": "", "inference-config": "", "deployment-config": "", "models": "", "endpoint": "", "namespace": "", "version": "",
 		"description": "", "type": "", "traffic-percentile": "", "is-default": "false", "new-default": "", "force": "false",
 		"registry": "", "registry-username": "", "registry-password": "", "pull-registry": "", "insecure-registry": "", "global-registry": "",
 		"builder": "", "rebuild": "false", "base-image": "", "runner-image": "", "platform": "linux/amd64",

@@ -20,7 +20,7 @@ func (r *run) endpointName() (string, error) {
 	if name := r.in.text["endpoint"]; name != "" {
 		return name, nil
 	}
-	m, err := project.Load(r.dir)
+	m, err := project.Load(r.dir, r.given)
 	if err != nil {
 		if _, positioned := errors.AsType[*project.Error](err); positioned {
 			return "", err

@@ -25,7 +25,7 @@ import (
 
 // client speaks to registries.
 func (r *run) client() image.Client {
-	return image.Client{Insecure: r.in.insecure, Keychain: r.keychain(), Progress: r.progress}
+	return image.Client{Insecure: r.in.lists["insecure-registry"], Keychain: r.keychain(), Progress: r.progress}
 }
 
 // shipper makes and pushes images.
@@ -33,7 +33,7 @@ func (r *run) shipper() (image.Shipper, error) {
 	s := image.Shipper{
 		Client: r.client(), Registry: r.in.text["registry"], PullRegistry: r.in.text["pull-registry"], GlobalRegistry: r.in.text["global-registry"],
 		Endpoint: r.in.text["endpoint"], BaseImage: r.in.text["base-image"], Platform: r.in.text["platform"], Rebuild: r.in.is("rebuild"),
-		RunnerImage: r.in.text["runner-image"], Source: r.from.source(), SourceURL: r.from.url, Stage: r.stage,
+		RunnerImage: r.in.text["runner-image"], Source: r.from.source(), SourceURL: r.from.url, Stage: r.stage, Manifest: r.given,
 	}
 	b := build.Builder{Address: r.in.text["builder"], Keychain: r.keychain(), Progress: r.progress}
 	s.Builder = b
@@ -87,7 +87,7 @@ func (r *run) deploy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := project.Load(r.dir); err != nil {
+	if _, err := project.Load(r.dir, r.given); err != nil {
 		return err
 	}
 	sys, err := r.reach(ctx)
@@ -95,7 +95,7 @@ func (r *run) deploy(ctx context.Context) error {
 		return err
 	}
 	o := deploy.Options{
-		Dir: r.dir, Namespace: sys.namespace, Endpoint: r.in.text["endpoint"], Version: r.in.text["version"], Percent: r.in.percent, Type: r.in.role,
+		Dir: r.dir, Namespace: sys.namespace, Endpoint: r.in.text["endpoint"], Version: r.version(), Percent: r.in.percent, Type: r.in.role,
 		Description: r.in.text["description"], Default: r.in.is("is-default"), Actor: r.actor(), Router: r.in.text["router-url"],
 		Source:    rollout.Source{RepositoryID: r.from.repositoryID, PullRequest: r.from.pullRequest, Commit: r.from.commit, RunID: r.from.runID},
 		Endpoints: sys.endpoints, Keys: sys.keys, Logs: sys.logs, Progress: r.progress, Stage: r.stage, Logger: r.log, Script: script,
@@ -150,8 +150,8 @@ func (r *run) shipped(ctx context.Context, sys *system, s deploy.Shipment) {
 	}
 	r.r.set("endpoint", endpoint)
 	r.summary.endpoint, r.summary.version = endpoint, s.Name
-	if r.in.text["version"] != "" {
-		r.summary.version = r.in.text["version"]
+	if v := r.version(); v != "" {
+		r.summary.version = v
 	}
 	before, err := sys.endpoints.Get(ctx, sys.key(endpoint))
 	if err != nil {
@@ -163,6 +163,15 @@ func (r *run) shipped(ctx context.Context, sys *system, s deploy.Shipment) {
 	}
 }
 
+// version is the input's, or the one by the run's commit: workflows make files that git does not have, and the same commit is
+// to have the same name all the same. Empty by hand, where the shipper finds the name.
+func (r *run) version() string {
+	if v := r.in.text["version"]; v != "" {
+		return v
+	}
+	return r.from.versionName()
+}
+
 func (r *run) image(s deploy.Shipment) {
 	r.r.set("image", s.Image)
 	if _, digest, ok := strings.Cut(s.Image, "@"); ok {
@@ -170,6 +179,9 @@ func (r *run) image(s deploy.Shipment) {
 	}
 	r.r.set("environment-hash", s.Environment.Hash)
 	r.r.set("environment-source", string(s.Environment.Source))
+	if v := r.version(); v != "" {
+		s.Name = v
+	}
 	r.r.set("version", s.Name)
 	r.summary.ship = &s
 }
@@ -315,7 +327,7 @@ func missingInterpreter(path string) string {
 // check packages the project and looks at its environment, and reaches no cluster.
 func (r *run) check(ctx context.Context, status string) error {
 	r.stage(deploy.StagePackage)
-	res, err := project.Package(ctx, r.dir, io.Discard, nil)
+	res, err := project.Package(ctx, r.dir, io.Discard, nil, r.given)
 	if err != nil {
 		return err
 	}
@@ -323,7 +335,7 @@ func (r *run) check(ctx context.Context, status string) error {
 	if err != nil {
 		return err
 	}
-	if v := r.in.text["version"]; v != "" {
+	if v := r.version(); v != "" {
 		name = v
 	}
 	endpoint := r.in.text["endpoint"]
@@ -346,7 +358,7 @@ func (r *run) check(ctx context.Context, status string) error {
 		env.BaseImage = r.in.text["base-image"]
 	}
 	client := r.client()
-	d, err := environment.Load(ctx, r.dir, env, environment.Options{Platform: platform.String(), Resolve: func(ctx context.Context, field, ref string) (environment.Image, error) {
+	d, err := environment.Load(ctx, r.dir, env, environment.Options{Platform: platform.String(), Files: r.given.Contents(), Resolve: func(ctx context.Context, field, ref string) (environment.Image, error) {
 		img, _, err := client.Resolve(ctx, field, ref, *platform)
 		return img, err
 	}})
@@ -371,7 +383,7 @@ func (r *run) plan(ctx context.Context) error {
 	if err := r.check(ctx, statusPlanned); err != nil {
 		return err
 	}
-	m, err := project.Load(r.dir)
+	m, err := project.Load(r.dir, r.given)
 	if err != nil {
 		return err
 	}
@@ -435,6 +447,9 @@ func (r *run) packageOnly(ctx context.Context) error {
 	s, err := shipper.Ship(ctx, r.dir)
 	if err != nil {
 		return err
+	}
+	if v := r.version(); v != "" {
+		s.Name = v
 	}
 	r.image(s)
 	endpoint := r.in.text["endpoint"]

@@ -60,6 +60,7 @@ var table = []input{
 	{name: "config"},
 	{name: "inference-config"},
 	{name: "deployment-config"},
+	{name: "models", kind: list},
 	{name: "endpoint"},
 	{name: "namespace"},
 	{name: "version"},
@@ -96,12 +97,12 @@ var table = []input{
 
 // inputs are their values. Those that are not given have their default.
 type inputs struct {
-	text     map[string]string
-	given    map[string]bool
-	wait     time.Duration
-	percent  *rollout.Percent
-	insecure []string
-	role     *rollout.Role
+	text    map[string]string
+	given   map[string]bool
+	lists   map[string][]string
+	wait    time.Duration
+	percent *rollout.Percent
+	role    *rollout.Role
 }
 
 func (in *inputs) is(name string) bool { return in.text[name] == "true" }
@@ -136,7 +137,7 @@ func parse(args, env []string, usage io.Writer) (*inputs, error) {
 	if err != nil {
 		return nil, err
 	}
-	in := &inputs{text: map[string]string{}, given: map[string]bool{}}
+	in := &inputs{text: map[string]string{}, given: map[string]bool{}, lists: map[string][]string{}}
 	errs := unknownInputs(env)
 	for _, i := range table {
 		value := strings.TrimSpace(lookup(env, "INPUT_"+strings.ToUpper(i.name)))
@@ -250,7 +251,7 @@ func (in *inputs) read(i input, value string) []*rollout.Error {
 	case list:
 		for word := range strings.SplitSeq(strings.ReplaceAll(value, "\n", ","), ",") {
 			if word = strings.TrimSpace(word); word != "" {
-				in.insecure = append(in.insecure, word)
+				in.lists[i.name] = append(in.lists[i.name], word)
 			}
 		}
 	case text:
@@ -310,6 +311,9 @@ func (in *inputs) check() []*rollout.Error {
 	}
 	if in.text["deployment-config"] != "" && in.text["inference-config"] == "" {
 		add(invalid("inference-config", "name both", "deployment-config says how to run what inference-config describes"))
+	}
+	if in.text["models"] != "" && in.text["inference-config"] == "" {
+		add(invalid("models", "write them in sluice.yaml", "models goes with inference-config, which cannot name them"))
 	}
 	if command == commandTraffic && in.percent == nil && in.text["traffic-percentile"] == "" {
 		add(invalid("traffic-percentile", "give the share, 0 to 100", "the command traffic needs it"))

@@ -25,7 +25,9 @@ type report struct {
 	onGitHub bool
 	out      io.Writer
 	open     bool
-	outputs  map[string]string
+	// renamed are files by other names than errors call them.
+	renamed map[string]string
+	outputs map[string]string
 }
 
 // commandLike finds what runners take for a command of theirs: a line that begins with :: and, in the older form, ##[ anywhere.
@@ -159,7 +161,7 @@ func (r *report) failed(err error, workspace, dir string) {
 		}
 		fields := map[string]string{"title": title(e)}
 		if at := places[e]; at != nil {
-			fields["file"] = inWorkspace(workspace, dir, at.File)
+			fields["file"] = inWorkspace(workspace, dir, cmp.Or(r.renamed[at.File], at.File))
 			if at.Line > 0 {
 				fields["line"] = strconv.Itoa(at.Line)
 			}
