@@ -85,11 +85,12 @@ type Options struct {
 	// Admit, if not nil, is asked once the image is there and before the version joins; its error ends the deploy.
 	Admit     func(context.Context, Shipment) error
 	Endpoints cluster.Editor
-	Keys      cluster.Keys
-	Logs      cluster.LogReader
-	Client    *http.Client
-	Progress  Progress
-	Logger    *slog.Logger
+	// Keys, if not nil, has the key for the smoke test of an endpoint that wants one.
+	Keys     cluster.Keys
+	Logs     cluster.LogReader
+	Client   *http.Client
+	Progress Progress
+	Logger   *slog.Logger
 }
 
 // Result of a deploy.
@@ -478,6 +479,9 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 		req.Header.Set("Content-Type", "application/json")
 		req.Header.Set("Sluice-Version", d.ship.Name)
 		if e.Spec.AuthMode() == rollout.AuthKey {
+			if d.Keys == nil {
+				return fail("the endpoint's key, which the smoke test needs, cannot be had from here")
+			}
 			keys, err := d.Keys.Keys(ctx, d.key)
 			if err != nil {
 				return fail("the endpoint's key cannot be read: %v", err)
