@@ -9,6 +9,7 @@ import (
 	"github.com/sluice-dev/sluice/pkg/access/oidc"
 	"github.com/sluice-dev/sluice/pkg/access/oidc/oidctest"
 	"github.com/sluice-dev/sluice/pkg/api"
+	"github.com/sluice-dev/sluice/pkg/api/apitest"
 	"github.com/sluice-dev/sluice/pkg/api/client"
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/cluster/clustertest"
@@ -51,9 +52,11 @@ func newWorld(t *testing.T, policy string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w.handler, err = api.New(api.Options{Store: w.store, Journal: w.journal, Tokens: v, Policy: p}); err != nil {
+	h, err := api.New(api.Options{Store: w.store, Journal: w.journal, Tokens: v, Policy: p})
+	if err != nil {
 		t.Fatal(err)
 	}
+	w.handler = apitest.Checked(t, h)
 	return w
 }
 
