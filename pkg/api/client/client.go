@@ -35,15 +35,16 @@ type Options struct {
 	HTTP *http.Client
 	// UserAgent, such as sluice-action/1.2.3.
 	UserAgent string
-	Logger    *slog.Logger
+	// Pause before a request is tried again, which doubles with each try; 200 ms unless set.
+	Pause  time.Duration
+	Logger *slog.Logger
 }
 
 // Bounds of the client.
 const (
 	// tries of one request, against servers that are away for a moment, and of one edit against others.
-	tries     = 7
-	editTries = 20
-	// firstPause doubles with each try, up to lastPause.
+	tries      = 7
+	editTries  = 20
 	firstPause = 200 * time.Millisecond
 	lastPause  = 5 * time.Second
 	// longestRetryAfter is how long a server may ask to be left alone.
@@ -86,6 +87,9 @@ func New(o Options) (*Client, error) {
 	}
 	if o.Token == nil {
 		return nil, errors.New("make a client of the API: it needs tokens")
+	}
+	if o.Pause == 0 {
+		o.Pause = firstPause
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -154,7 +158,7 @@ func (c *Client) Edit(ctx context.Context, key rollout.Key, req rollout.Request,
 	var last error
 	resent := false
 	for try := range editTries {
-		if err := pause(ctx, time.Duration(try)*20*time.Millisecond); err != nil {
+		if err := pause(ctx, time.Duration(try)*c.o.Pause/10); err != nil {
 			return fail(err)
 		}
 		e, err := c.fresh(ctx, key)
@@ -392,7 +396,7 @@ func (c *Client) persist(ctx context.Context, try func() (*answer, error)) (*ans
 			}
 			return nil, fmt.Errorf("after %d tries: %w", tries, err)
 		}
-		wait := min(firstPause<<n, lastPause)
+		wait := min(c.o.Pause<<n, lastPause)
 		wait = wait/2 + rand.N(wait) // apart from others that wait for the same
 		if a != nil {
 			if s, bad := strconv.Atoi(a.header.Get("Retry-After")); bad == nil && s > 0 {

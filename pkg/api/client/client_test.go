@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/sluice-dev/sluice/pkg/access/oidc"
 	"github.com/sluice-dev/sluice/pkg/access/oidc/oidctest"
@@ -38,26 +39,34 @@ type world struct {
 	issuer  *oidctest.Issuer
 	store   *memory.Store
 	journal *memory.Journal
+	policy  string
 	handler http.Handler
 }
 
 func newWorld(t *testing.T, policy string) *world {
 	t.Helper()
 	w := &world{t: t, issuer: oidctest.New(t), store: memory.NewStore(), journal: memory.NewJournal()}
+	w.policy = policy
+	w.handler = w.restart()
+	return w
+}
+
+// restart is another server on what the world has. Sessions of the first mean nothing to it.
+func (w *world) restart() http.Handler {
+	w.t.Helper()
 	v, err := oidc.New(oidc.Config{Issuer: w.issuer.URL, Audience: audience})
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
-	p, err := api.ParsePolicy([]byte(policy))
+	p, err := api.ParsePolicy([]byte(w.policy))
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
 	h, err := api.New(api.Options{Store: w.store, Journal: w.journal, Tokens: v, Policy: p})
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
-	w.handler = apitest.Checked(t, h)
-	return w
+	return apitest.Checked(w.t, h)
 }
 
 // client of the server behind a handler; token gives what oidctest's jobs have.
@@ -65,7 +74,7 @@ func (w *world) client(h http.Handler) *client.Client {
 	w.t.Helper()
 	s := httptest.NewServer(h)
 	w.t.Cleanup(s.Close)
-	c, err := client.New(client.Options{URL: s.URL, Token: w.token})
+	c, err := client.New(client.Options{URL: s.URL, Pause: 5 * time.Millisecond, Token: w.token})
 	if err != nil {
 		w.t.Fatal(err)
 	}

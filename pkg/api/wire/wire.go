@@ -37,7 +37,9 @@ func Endpoints(namespace string) string {
 }
 
 // Endpoint is the path of one.
-func Endpoint(key rollout.Key) string { return Endpoints(key.Namespace) + "/" + url.PathEscape(key.Name) }
+func Endpoint(key rollout.Key) string {
+	return Endpoints(key.Namespace) + "/" + url.PathEscape(key.Name)
+}
 
 // Versions is the path of an endpoint's versions.
 func Versions(key rollout.Key) string { return Endpoint(key) + "/versions" }
