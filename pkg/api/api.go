@@ -131,6 +131,17 @@ func New(o Options) (http.Handler, error) {
 	return r, nil
 }
 
+// Off is what answers where the API is not switched on: nothing is permitted by default.
+func Off() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != wire.Root && !strings.HasPrefix(r.URL.Path, wire.Root+"/") {
+			writeError(w, &status{http.StatusNotFound, invalid("path", "webhooks are taken at /webhooks/github", "there is nothing at this path")})
+			return
+		}
+		writeError(w, &status{http.StatusNotFound, denied("", "give the server a policy (--api-policy) and an audience (--api-audience); docs/api.md says how", "the API is switched off")})
+	})
+}
+
 // call is one request and what is to be said of it in the log.
 type call struct {
 	w       http.ResponseWriter
