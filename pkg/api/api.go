@@ -638,8 +638,14 @@ func (a *api) update(c *call) error {
 		return &status{http.StatusBadRequest, invalid("type", "use control, treatment or none", "%q is not a version's type", b.Type)}
 	}
 	return a.change(c, b.Note, []Command{CommandUpdate, CommandDeploy}, op, func(r *Rule, command Command, e *rollout.Endpoint) error {
-		if err := errors.Join(r.share(b.Percent), r.settings(b.Settings)); err != nil || command == CommandUpdate {
+		if err := errors.Join(r.share(b.Percent), r.settings(b.Settings)); err != nil {
 			return err
+		}
+		if r.MaxPercent != nil && *r.MaxPercent < rollout.Full && (b.Default || op.Type != nil && *op.Type == rollout.Control) {
+			return denied("version", "promote it instead, if the policy permits that", "this job may ask for %s per cent at most, and as default or control a version may get all", *r.MaxPercent)
+		}
+		if command == CommandUpdate {
+			return nil
 		}
 		if b.Default || b.Settings != nil || op.Type != nil && *op.Type != rollout.Treatment && *op.Type != rollout.Untyped {
 			return denied("version", "have the server's policy permit update", "this job may only deploy: a version's first part is that of a treatment")

@@ -60,6 +60,13 @@ rules:
     endpoints: [fraud]
     commands: [promote]
     jobWorkflowRefs: ["octo-org/octo-automation/.github/workflows/oidc.yml@*"]
+  - repositoryId: 74
+    repositoryOwnerId: 65
+    events: [release]
+    namespaces: [models]
+    endpoints: [fraud]
+    commands: [update]
+    maxPercent: 50
   - repositoryId: 75
     repositoryOwnerId: 65
     events: [push]
@@ -347,6 +354,7 @@ func TestSessions(t *testing.T) {
 	}
 	w.want("another scheme", w.do(w.handler, http.MethodGet, path, "", "", "Authorization", "Basic "+session), 401, rollout.ReasonUnauthorized)
 	w.want("an OIDC token instead", w.do(w.handler, http.MethodGet, path, w.issuer.Sign(w.claims()), ""), 401, rollout.ReasonTokenInvalid)
+	w.want("a session instead of an OIDC token", w.do(w.handler, http.MethodPost, wire.TokenPath, session, ""), 401, rollout.ReasonTokenInvalid)
 	parts := strings.Split(session, ".")
 	w.want("no signature", w.do(w.handler, http.MethodGet, path, parts[0]+"."+parts[1]+".", ""), 401, rollout.ReasonTokenInvalid)
 	forge := func(method jwt.SigningMethod, with any, change func(jwt.MapClaims)) string {
@@ -414,7 +422,7 @@ func TestRuleIsTakenAway(t *testing.T) {
 
 // TestPermitted has a line for each command that is permitted or not.
 func TestPermitted(t *testing.T) {
-	main, request, scheduled, other := []any{}, pull(41), []any{"event_name", "schedule", "environment", "production"}, []any{"repository_id", "75"}
+	main, request, scheduled, released, other := []any{}, pull(41), []any{"event_name", "schedule", "environment", "production"}, []any{"event_name", "release"}, []any{"repository_id", "75"}
 	other404 := wire.Endpoint(rollout.Key{Namespace: "models", Name: "missing"})
 	elsewhere := wire.Endpoint(rollout.Key{Namespace: "other", Name: "fraud"})
 	unbound := wire.Endpoint(rollout.Key{Namespace: "models", Name: "risk"})
@@ -469,6 +477,10 @@ func TestPermitted(t *testing.T) {
 		{"with a template, on main", "PATCH", mine, main, `{"settings": {"template": {"spec": {}}}}`, 403, rollout.ReasonDenied},
 		{"what serves", "PATCH", serving, request, `{"percent": 0}`, 403, rollout.ReasonDenied},
 		{"what another repository deployed", "PATCH", theirs, request, `{"type": "treatment"}`, 403, rollout.ReasonDenied},
+		{"up to a bound", "PATCH", mine, released, `{"type": "treatment", "percent": 50}`, 200, ""},
+		{"beyond it, as the default", "PATCH", mine, released, `{"default": true}`, 403, rollout.ReasonDenied},
+		{"beyond it, as the control", "PATCH", mine, released, `{"type": "control"}`, 403, rollout.ReasonDenied},
+		{"as the default, on main", "PATCH", mine, main, `{"type": "control", "default": true}`, 200, ""},
 		{"prepare", "POST", mine + ":prepare", request, `{"percent": 10}`, 200, ""},
 		{"prepare for more", "POST", mine + ":prepare", request, `{"percent": 20}`, 403, rollout.ReasonDenied},
 		{"prepare another's", "POST", theirs + ":prepare", request, `{"percent": 1}`, 403, rollout.ReasonDenied},

@@ -39,6 +39,9 @@ const (
 	CommandDeleteEndpoint Command = "delete-endpoint"
 )
 
+// Commands that there are.
+func Commands() []Command { return slices.Clone(commands) }
+
 var commands = []Command{
 	CommandRead, CommandDeploy, CommandUpdate, CommandShift, CommandPromote, CommandRollback, CommandRetire, CommandPrepare,
 	CommandHold, CommandResume, CommandLock, CommandUnlock, CommandDelete, CommandDeleteEndpoint,
@@ -58,6 +61,9 @@ const (
 	// ExtraForce skips the check that ready replicas can carry a share.
 	ExtraForce Extra = "force"
 )
+
+// Extras that there are.
+func Extras() []Extra { return slices.Clone(extras) }
 
 var extras = []Extra{ExtraCreate, ExtraTemplate, ExtraSecrets, ExtraForce}
 

@@ -1,8 +1,11 @@
 package api_test
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -73,5 +76,37 @@ rules:
 	}
 	if _, err := api.ReadPolicy(path); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDocumentedPolicy: the example is one that is taken, and all that there is is documented.
+func TestDocumentedPolicy(t *testing.T) {
+	text, err := os.ReadFile("../../docs/api.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile("(?s)```yaml\n(apiVersion: sluice.dev.*?)```").FindSubmatch(text)
+	if m == nil {
+		t.Fatal("there is no example")
+	}
+	if p, err := api.ParsePolicy(m[1]); err != nil || len(p.Rules) != 2 {
+		t.Errorf("%+v, %v", p, err)
+	}
+	var words []string
+	for _, c := range api.Commands() {
+		words = append(words, string(c))
+	}
+	for _, x := range api.Extras() {
+		words = append(words, string(x))
+	}
+	rule := reflect.TypeFor[api.Rule]()
+	for i := range rule.NumField() {
+		name, _, _ := strings.Cut(rule.Field(i).Tag.Get("json"), ",")
+		words = append(words, name)
+	}
+	for _, w := range words {
+		if !bytes.Contains(text, []byte("`"+w+"`")) {
+			t.Errorf("docs/api.md does not have %s", w)
+		}
 	}
 }

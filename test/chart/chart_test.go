@@ -594,6 +594,21 @@ func TestValues(t *testing.T) {
 		if err != nil || len(p.Rules) != 1 {
 			t.Fatalf("policy %+v, %v", p, err)
 		}
+		// The chart's schema knows the words that the program knows.
+		b, err := os.ReadFile(filepath.Join(chartDir, "values.schema.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range api.Commands() {
+			if !bytes.Contains(b, []byte(`"`+c+`"`)) {
+				t.Errorf("the schema has no command %s", c)
+			}
+		}
+		for _, x := range api.Extras() {
+			if !bytes.Contains(b, []byte(`"`+x+`"`)) {
+				t.Errorf("the schema has no extra %s", x)
+			}
+		}
 		if r := p.Rules[0]; r.RepositoryID != 1234567890123 || *r.MaxPercent != 12500 || r.Refs[1] != "refs/tags/v*" || r.Allow[0] != api.ExtraSecrets {
 			t.Errorf("rule %+v", r)
 		}

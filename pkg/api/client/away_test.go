@@ -141,8 +141,11 @@ func TestNotOurs(t *testing.T) {
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
 	defer other.Close()
 	for name, do := range map[string]func(http.ResponseWriter, *http.Request) bool{
-		"404":        func(w http.ResponseWriter, r *http.Request) bool { http.NotFound(w, r); return true },
-		"a redirect": func(w http.ResponseWriter, r *http.Request) bool { http.Redirect(w, r, other.URL, 307); return true },
+		"404": func(w http.ResponseWriter, r *http.Request) bool { http.NotFound(w, r); return true },
+		"a redirect": func(w http.ResponseWriter, r *http.Request) bool {
+			http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect)
+			return true
+		},
 	} {
 		f.set(do)
 		if _, err := c.Get(t.Context(), fraud); rollout.ReasonOf(err) != rollout.ReasonUnavailable || errors.Is(err, cluster.ErrNotFound) {
