@@ -6,6 +6,8 @@ CACHE  := $(CURDIR)/.cache
 BIN    := $(CACHE)/bin
 LINT   := $(BIN)/golangci-lint-v2.15.0
 HELM   := $(BIN)/helm-v3.22.0
+ACT    := $(BIN)/act-v0.2.89
+ACTIONLINT := $(BIN)/actionlint-v1.7.12
 UNITS  := $$(go list ./... | grep -v -e /test/e2e -e /test/chart)
 export CGO_ENABLED ?= 1
 
@@ -120,6 +122,29 @@ build-e2e: buildkit ## builds of environments with a real buildkitd and a Docker
 	@$(BIN)/buildkit run -- go test -count=1 -timeout 15m -v ./pkg/image/build
 	@$(BIN)/buildkit run --docker -- go test -count=1 -timeout 15m -v -run TestDockerEngine ./pkg/image/build
 
+# What runs workflows, and what reads them. They compile somewhere else first: both would have a name without a version.
+$(ACT):
+	@mkdir -p $(BIN)
+	GOBIN=$(BIN)/act-build go install -ldflags "-s -w" github.com/nektos/act@v0.2.89
+	@mv $(BIN)/act-build/act $@ && rmdir $(BIN)/act-build
+
+$(ACTIONLINT):
+	@mkdir -p $(BIN)
+	GOBIN=$(BIN)/actionlint-build go install -ldflags "-s -w" github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+	@mv $(BIN)/actionlint-build/actionlint $@ && rmdir $(BIN)/actionlint-build
+
+.PHONY: act actionlint action-e2e
+act: $(ACT) ## nektos/act, pinned, as .cache/bin/act
+	@ln -sf $(notdir $(ACT)) $(BIN)/act
+
+actionlint: $(ACTIONLINT) ## actionlint, pinned, as .cache/bin/actionlint
+	@ln -sf $(notdir $(ACTIONLINT)) $(BIN)/actionlint
+
+action-e2e: cluster buildkit-build helm act actionlint ## workflows that run the Action, by act, on the cluster; see test/act
+	@test/tools/static-busybox.sh
+	@[ -n "$$SLUICE_TEST_REGISTRY" ] || $(MAKE) -s cluster-up
+	@test/action-e2e $(BIN)/cluster $(BIN)/buildkit $(BIN)/act
+
 .PHONY: image-e2e bench-images
 DISTRIBUTION = $$(test/tools/registry.sh $(CACHE)/docker-registry)
 image-e2e: ## pushes to Docker's own registry: broken connections, kills, a full disk; and memory
@@ -138,6 +163,7 @@ sbom-test: $(LINT) ## its own test
 
 generate: ## references that are made from the code
 	go test ./rollout -run TestReasonsReference -update
+	go test ./cmd/action/internal/action -run "TestReference|TestComposite" -update
 	go test ./cmd/sluice/internal/cli -run TestCommandReference -update
 	go test ./pkg/cluster/kube/v1alpha1 -run TestDefinitions -update
 	go test ./pkg/api -run TestOpenAPI -update

@@ -39,6 +39,7 @@ const (
 	ReasonUnavailable     Reason = "unavailable"
 	ReasonTooOld          Reason = "too_old"
 	ReasonVersionChanged  Reason = "version_changed"
+	ReasonFork            Reason = "fork_pull_request"
 	ReasonSecretFile      Reason = "secret_file"
 	ReasonUnsafeFile      Reason = "unsafe_file"
 	ReasonTooManyModels   Reason = "too_many_models"

@@ -19,7 +19,9 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/sluice-dev/sluice/pkg/access"
 	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/image/environment"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -41,7 +43,48 @@ type Shipment struct {
 	// Name is the version's name by the naming rules.
 	Name   string
 	Source rollout.Source
+	// Environment that the image stands on; zero on this machine, where replicas are processes.
+	Environment Environment
+	// Sent is how many bytes went to registries.
+	Sent int64
 }
+
+// EnvironmentSource says where the image of an environment came from.
+type EnvironmentSource string
+
+// The sources.
+const (
+	// EnvironmentBase: the base image alone is the environment.
+	EnvironmentBase EnvironmentSource = "base"
+	// EnvironmentWorkspace and EnvironmentGlobal: it was found in that registry.
+	EnvironmentWorkspace EnvironmentSource = "workspace"
+	EnvironmentGlobal    EnvironmentSource = "global"
+	// EnvironmentBuilt: it was built now.
+	EnvironmentBuilt EnvironmentSource = "built"
+)
+
+// Environment is what a version's image stands on.
+type Environment struct {
+	Source EnvironmentSource
+	// Summary says what went into its hash.
+	environment.Summary
+}
+
+// Stage is a part of a deploy that takes its time.
+type Stage string
+
+// The stages, in their order. Those of the image are the shipper's.
+const (
+	StagePackage     Stage = "package"
+	StageEnvironment Stage = "environment"
+	StageImage       Stage = "image"
+	StagePush        Stage = "push"
+	StageAdmit       Stage = "admit"
+	StageJoin        Stage = "join"
+	StageReady       Stage = "ready"
+	StageTest        Stage = "test"
+	StageShare       Stage = "share"
+)
 
 // Test is a request and what its answer must be.
 type Test struct {
@@ -54,6 +97,20 @@ type Test struct {
 // Shipper makes a project's directory into an image that the fleets can run.
 type Shipper interface {
 	Ship(ctx context.Context, dir string) (Shipment, error)
+}
+
+// Keys reads the keys of endpoints; cluster.Keys is one.
+type Keys interface {
+	Keys(ctx context.Context, key rollout.Key) (access.Keys, error)
+}
+
+// Scored is a version as a test reaches it: requests to URL that name it in the header Sluice-Version are its own.
+type Scored struct {
+	Endpoint rollout.Key
+	Version  string
+	URL      string
+	// Key to authorise with, or empty.
+	Key string
 }
 
 // Progress is told what happens, one line a step.
@@ -78,6 +135,8 @@ type Options struct {
 	// Router, if not empty, is the router's address as it is reached from here, for the smoke test: the
 	// endpoint's own may be one that only a cluster's pods know.
 	Router string
+	// Script, if not nil, looks at the version once it is ready and has passed its smoke test; its error is that test's failure.
+	Script func(context.Context, Scored) error
 	// Timeout for becoming ready; 0 does not wait, and leaves the version untyped at 0 unless it is the first.
 	Timeout time.Duration
 
@@ -85,12 +144,13 @@ type Options struct {
 	// Admit, if not nil, is asked once the image is there and before the version joins; its error ends the deploy.
 	Admit     func(context.Context, Shipment) error
 	Endpoints cluster.Editor
-	// Keys, if not nil, has the key for the smoke test of an endpoint that wants one.
-	Keys     cluster.Keys
-	Logs     cluster.LogReader
-	Client   *http.Client
-	Progress Progress
-	Logger   *slog.Logger
+	Keys      Keys
+	Logs      cluster.LogReader
+	Client    *http.Client
+	Progress  Progress
+	// Stage, if not nil, is told when one begins.
+	Stage  func(Stage)
+	Logger *slog.Logger
 }
 
 // Result of a deploy.
@@ -117,6 +177,9 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	if o.Progress == nil {
 		o.Progress = func(string, ...any) {}
 	}
+	if o.Stage == nil {
+		o.Stage = func(Stage) {}
+	}
 	if _, err := reached("", o.Router); err != nil {
 		return Result{}, err
 	}
@@ -141,6 +204,7 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	}
 	o.Progress("packaged %d files, %d bytes (%s): %s", ship.Files, ship.Bytes, known, ship.Image)
 	if o.Admit != nil {
+		o.Stage(StageAdmit)
 		if err := o.Admit(ctx, d.ship); err != nil {
 			return Result{}, err
 		}
@@ -164,6 +228,7 @@ type deployment struct {
 }
 
 func (d *deployment) run(ctx context.Context) (Result, error) {
+	d.Stage(StageJoin)
 	e, out, first, err := d.join(ctx)
 	if err != nil {
 		return Result{}, err
@@ -199,6 +264,7 @@ func (d *deployment) run(ctx context.Context) (Result, error) {
 		err = d.test(ctx, e)
 	}
 	if err == nil && !first {
+		d.Stage(StageShare)
 		err = d.room(ctx)
 	}
 	switch {
@@ -395,6 +461,7 @@ func superseded(s *rollout.Spec, name string) string {
 
 // ready waits until a replica of the version is ready.
 func (d *deployment) ready(ctx context.Context) (*rollout.Endpoint, error) {
+	d.Stage(StageReady)
 	d.Progress("waiting for %s to be ready (at most %s)", d.ship.Name, d.Timeout)
 	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
 	defer cancel()
@@ -446,22 +513,51 @@ func (d *deployment) notReady(s rollout.VersionStatus) error {
 	return &rollout.Error{Reason: reason, Field: "version", Message: msg, Hint: fmt.Sprintf("read `sluice logs %s %s`, mend it and deploy again", d.key.Name, d.ship.Name)}
 }
 
-// test sends the smoke test to the version, and only to it.
+// test sends the smoke test to the version, and only to it; then the script has its say.
 func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
-	t := d.ship.Test
-	if t == nil {
+	if d.ship.Test == nil && d.Script == nil {
 		return nil
 	}
-	fail := func(format string, args ...any) *rollout.Error {
-		return &rollout.Error{Reason: rollout.ReasonSmokeFailed, Field: "test", Message: fmt.Sprintf(format, args...), Hint: fmt.Sprintf("read `sluice logs %s %s`", d.key.Name, d.ship.Name)}
-	}
+	d.Stage(StageTest)
+	at := Scored{Endpoint: d.key, Version: d.ship.Name}
 	if e.Status.ScoringURI == "" {
-		return fail("the endpoint has no address to send the smoke test to")
+		return d.smokeFailed("the endpoint has no address to send the smoke test to")
 	}
-	address, err := reached(e.Status.ScoringURI, d.Router)
-	if err != nil {
+	var err error
+	if at.URL, err = reached(e.Status.ScoringURI, d.Router); err != nil {
 		return err
 	}
+	if e.Spec.AuthMode() == rollout.AuthKey {
+		keys, err := d.Keys.Keys(ctx, d.key)
+		if err != nil {
+			return d.smokeFailed("the endpoint's key cannot be read: %v", err)
+		}
+		at.Key = keys.Primary
+	}
+	if t := d.ship.Test; t != nil {
+		if err := d.score(ctx, t, at); err != nil {
+			return err
+		}
+	}
+	if d.Script == nil {
+		return nil
+	}
+	if err := d.Script(ctx, at); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("run the test's script: %w", ctx.Err())
+		}
+		return d.smokeFailed("the test's script failed: %v", err)
+	}
+	d.Progress("the test's script passed")
+	return nil
+}
+
+func (d *deployment) smokeFailed(format string, args ...any) *rollout.Error {
+	return &rollout.Error{Reason: rollout.ReasonSmokeFailed, Field: "test", Message: fmt.Sprintf(format, args...), Hint: fmt.Sprintf("read `sluice logs %s %s`", d.key.Name, d.ship.Name)}
+}
+
+// score is the manifest's smoke test.
+func (d *deployment) score(ctx context.Context, t *Test, at Scored) error {
 	client := d.Client
 	if client == nil {
 		client = &http.Client{Timeout: 2 * time.Minute}
@@ -472,21 +568,14 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 	// refusals are tried again for a while, an answer of the version never is.
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, address, bytes.NewReader(t.Body))
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, at.URL, bytes.NewReader(t.Body))
 		if err != nil {
-			return fail("the smoke test cannot be sent: %v", err)
+			return d.smokeFailed("the smoke test cannot be sent: %v", err)
 		}
 		req.Header.Set("Content-Type", "application/json")
 		req.Header.Set("Sluice-Version", d.ship.Name)
-		if e.Spec.AuthMode() == rollout.AuthKey {
-			if d.Keys == nil {
-				return fail("the endpoint's key, which the smoke test needs, cannot be had from here")
-			}
-			keys, err := d.Keys.Keys(ctx, d.key)
-			if err != nil {
-				return fail("the endpoint's key cannot be read: %v", err)
-			}
-			req.Header.Set("Authorization", "Bearer "+keys.Primary)
+		if at.Key != "" {
+			req.Header.Set("Authorization", "Bearer "+at.Key)
 		}
 		resp, err := client.Do(req)
 		retry := err != nil
@@ -501,7 +590,7 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 		}
 		if time.Now().After(deadline) || ctx.Err() != nil {
 			if err != nil {
-				out := fail("the smoke test got no answer: %v", err)
+				out := d.smokeFailed("the smoke test got no answer: %v", err)
 				var unreached *net.OpError
 				if errors.As(err, &unreached) && unreached.Op == "dial" {
 					out.Hint = "make the router's address known to this machine with --router-url (such as http://127.0.0.1:8080 while `kubectl port-forward` leads there), or have the control role announce one that clients reach (its --scoring-url)"
@@ -516,10 +605,10 @@ func (d *deployment) test(ctx context.Context, e *rollout.Endpoint) error {
 		}
 	}
 	if status != t.Status {
-		return fail("the smoke test expects status %d and got %d: %.2000s", t.Status, status, bytes.TrimSpace(body))
+		return d.smokeFailed("the smoke test expects status %d and got %d: %.2000s", t.Status, status, bytes.TrimSpace(body))
 	}
 	if !bytes.Contains(body, []byte(t.Contains)) {
-		return fail("the smoke test expects an answer with %q and got: %.2000s", t.Contains, bytes.TrimSpace(body))
+		return d.smokeFailed("the smoke test expects an answer with %q and got: %.2000s", t.Contains, bytes.TrimSpace(body))
 	}
 	d.Progress("the smoke test passed: status %d", status)
 	return nil

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,6 +14,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/sluice-dev/sluice/pkg/deploy"
+	"github.com/sluice-dev/sluice/pkg/image/environment"
 	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/pkg/runner"
 	"github.com/sluice-dev/sluice/rollout"
@@ -34,7 +37,45 @@ const (
 	labelBaseSum  = ociPrefix + "base.digest"
 	// labelModels has the set digest of the models' files, see SetDigest.
 	labelModels = "dev.sluice.models"
+	// labelInputs has the environment.Summary of what the image stands on, in JSON, so that a later one can say
+	// what differs.
+	labelInputs = "dev.sluice.environment.inputs"
 )
+
+// maxInputs bounds that label, in bytes: it is read with each image.
+const maxInputs = 32 << 10
+
+// inputs is a summary for the label. Inputs of many items, such as a build's context, lose these first: their digest
+// still says that they differ.
+func inputs(s environment.Summary) (string, error) {
+	s.Inputs = slices.Clone(s.Inputs)
+	for {
+		b, err := json.Marshal(s)
+		if err != nil || len(b) <= maxInputs {
+			return string(b), err
+		}
+		most := 0
+		for i := range s.Inputs {
+			if len(s.Inputs[i].Items) > len(s.Inputs[most].Items) {
+				most = i
+			}
+		}
+		if len(s.Inputs) == 0 || len(s.Inputs[most].Items) == 0 {
+			return "", nil
+		}
+		s.Inputs[most].Items = nil
+	}
+}
+
+// InputsOf reads what an image says of its environment; false if it says nothing that can be read.
+func InputsOf(img v1.Image) (environment.Summary, bool) {
+	var s environment.Summary
+	config, err := img.ConfigFile()
+	if err != nil || json.Unmarshal([]byte(config.Config.Labels[labelInputs]), &s) != nil {
+		return environment.Summary{}, false
+	}
+	return s, true
+}
 
 // notFromBase are variables by which a base image would tell the runner what to serve and where.
 var notFromBase = []string{"AML_APP_ROOT", "AZUREML_ENTRY_SCRIPT", "AZUREML_SOURCE_DIRECTORY", project.VariableModelDir, "PORT", "SCORING_TIMEOUT_MS"}
@@ -48,8 +89,8 @@ type Parts struct {
 	Package  project.Result
 	// Models are those that the manifest names by uri, fetched.
 	Models []Model
-	// Environment is the hash of the environment that Base is the image of.
-	Environment string
+	// Environment that Base is the image of.
+	Environment deploy.Environment
 	// Source is the address of the repository, Revision its commit; both may be empty.
 	Source, Revision string
 	// layers of the project, and the SHA-256 of its models' files.
@@ -79,6 +120,18 @@ func assemble(p Parts) (v1.Image, error) {
 	if err != nil {
 		return fail(err)
 	}
+	if p.Environment.Hash != "" {
+		about, err := inputs(p.Environment.Summary)
+		if err != nil {
+			return fail(err)
+		}
+		// Not an annotation, as the others are too: those are fetched with each manifest.
+		config.Labels = maps.Clone(config.Labels)
+		if config.Labels == nil {
+			config.Labels = map[string]string{}
+		}
+		config.Labels[labelInputs] = about
+	}
 	sums := maps.Clone(p.sums)
 	labels := map[string]string{labelBaseName: p.Base.Name, labelBaseSum: p.Base.Digest.String()}
 	// Models from elsewhere lie below what is Sluice's and the project's, over which they have no say; over the base image
@@ -96,7 +149,7 @@ func assemble(p Parts) (v1.Image, error) {
 		models = SetDigest(sums)
 	}
 	for name, value := range map[string]string{
-		labelModels: models, labelEnvironment: p.Environment, labelSource: p.Source, labelRevision: p.Revision,
+		labelModels: models, labelEnvironment: p.Environment.Hash, labelSource: p.Source, labelRevision: p.Revision,
 	} {
 		if value != "" {
 			labels[name] = value

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -50,6 +51,9 @@ func TestSameDigestOfTheSameProject(t *testing.T) {
 	r := newRegistry(t)
 	s := r.shipper(t)
 	one := ship(t, s, project(t))
+	if one.Sent == 0 || one.Environment.Source != deploy.EnvironmentBase {
+		t.Errorf("%d bytes were sent, the environment is %q", one.Sent, one.Environment.Source)
+	}
 	if one.Known || one.Name[:4] != "src-" || one.Endpoint != "fraud" || !strings.HasPrefix(one.Image, r.host+"/models/fraud@sha256:") {
 		t.Errorf("shipped %+v", one)
 	}
@@ -65,6 +69,9 @@ func TestSameDigestOfTheSameProject(t *testing.T) {
 		t.Fatal(err)
 	}
 	two := ship(t, s, dir)
+	if two.Sent != 0 {
+		t.Errorf("%d bytes were sent again", two.Sent)
+	}
 	if two.Image != one.Image || !two.Known || two.Name != one.Name {
 		t.Errorf("the same project gave\n%+v, then\n%+v", one, two)
 	}
@@ -241,6 +248,10 @@ func TestConfiguration(t *testing.T) {
 	if len(environment) != 64 {
 		t.Errorf("the environment's label is %q", environment)
 	}
+	if was, ok := image.InputsOf(img); !ok || was.Hash != environment || len(was.Inputs) == 0 || !reflect.DeepEqual(was, out.Environment.Summary) {
+		t.Errorf("the image says of its environment %+v, the deploy %+v", was, out.Environment)
+	}
+	delete(labels, "dev.sluice.environment.inputs")
 	if diff := cmp.Diff(v1.Config{
 		Entrypoint: []string{"/sluice/runner"},
 		Cmd:        []string{"--entry-script=score.py", "--mode=serve", "--", "--threshold", "0.7"},

@@ -10,6 +10,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	"github.com/sluice-dev/sluice/pkg/deploy"
 	"github.com/sluice-dev/sluice/pkg/image/build"
 	"github.com/sluice-dev/sluice/pkg/image/environment"
 	"github.com/sluice-dev/sluice/rollout"
@@ -62,48 +63,49 @@ type Environments struct {
 // the workspace's, else one that is built now. The tag names an image only once that is whole, and two that do the
 // same at once do it twice, harmlessly. base is the definition's base image as it was found; it is the image where
 // that alone is the environment. Refusals are those of Client.Find, of the builder, and of d.WriteContext.
-func (e Environments) Ensure(ctx context.Context, d *environment.Definition, base Found, platform v1.Platform) (Found, error) {
+func (e Environments) Ensure(ctx context.Context, d *environment.Definition, base Found, platform v1.Platform) (Found, deploy.EnvironmentSource, error) {
 	if !d.Needed() {
-		return base, nil
+		return base, deploy.EnvironmentBase, nil
 	}
-	found, err := e.ensure(ctx, d, platform)
+	found, from, err := e.ensure(ctx, d, platform)
 	if err != nil {
-		return Found{}, fmt.Errorf("find environment: %w", err)
+		return Found{}, "", fmt.Errorf("find environment: %w", err)
 	}
 	to, err := e.tag(e.Workspace, tagEnvironment+d.Hash())
 	if err != nil {
-		return Found{}, err
+		return Found{}, "", err
 	}
 	// However it came there, images that are made on it say the same of it.
 	found.Name = to.Name()
-	return found, nil
+	return found, from, nil
 }
 
-func (e Environments) ensure(ctx context.Context, d *environment.Definition, platform v1.Platform) (Found, error) {
+func (e Environments) ensure(ctx context.Context, d *environment.Definition, platform v1.Platform) (Found, deploy.EnvironmentSource, error) {
 	hash := d.Hash()
 	if e.Workspace == "" {
-		return Found{}, refuse(rollout.ReasonInvalid, fieldRegistry, "name the registry that has, or will have, images of environments, such as registry.example/models",
+		return Found{}, "", refuse(rollout.ReasonInvalid, fieldRegistry, "name the registry that has, or will have, images of environments, such as registry.example/models",
 			"environment %s has steps of its own, and no registry is named for its image", short(hash))
 	}
 	to, err := e.tag(e.Workspace, tagEnvironment+hash)
 	if err != nil {
-		return Found{}, err
+		return Found{}, "", err
 	}
 	if !e.Rebuild {
 		found, there, err := e.look(ctx, to, hash, platform)
 		if err != nil {
-			return Found{}, err
+			return Found{}, "", err
 		}
 		if there {
 			e.progress("environment %s is in the workspace registry", short(hash))
-			return found, nil
+			return found, deploy.EnvironmentWorkspace, nil
 		}
 		if found, there := e.global(ctx, hash, platform); there {
 			if err := e.copy(ctx, found, to); err != nil {
-				return Found{}, err
+				return Found{}, "", err
 			}
 			e.progress("environment %s is in the global registry: copied", short(hash))
-			return e.Find(ctx, fieldRegistry, to.Context().Digest(found.Digest.String()).Name(), platform)
+			found, err = e.Find(ctx, fieldRegistry, to.Context().Digest(found.Digest.String()).Name(), platform)
+			return found, deploy.EnvironmentGlobal, err
 		}
 	}
 	for _, p := range d.Unpinned() {
@@ -112,9 +114,10 @@ func (e Environments) ensure(ctx context.Context, d *environment.Definition, pla
 	e.progress("environment %s is not there yet: it is built", short(hash))
 	digest, err := e.build(ctx, d, hash, to, platform)
 	if err != nil {
-		return Found{}, err
+		return Found{}, "", err
 	}
-	return e.Find(ctx, fieldRegistry, to.Digest(digest.String()).Name(), platform)
+	found, err := e.Find(ctx, fieldRegistry, to.Digest(digest.String()).Name(), platform)
+	return found, deploy.EnvironmentBuilt, err
 }
 
 func short(hash string) string { return hash[:12] }

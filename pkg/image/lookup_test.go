@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/sluice-dev/sluice/pkg/deploy"
 	"github.com/sluice-dev/sluice/pkg/image/build"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -114,6 +115,9 @@ func TestEnvironmentIsBuiltOnce(t *testing.T) {
 	if n := b.builds(); n != 0 || !told.has("is in the workspace registry") {
 		t.Errorf("a changed comment built %d times; told %q", n, told.lines)
 	}
+	if first.Environment.Source != deploy.EnvironmentBuilt || second.Environment.Source != deploy.EnvironmentWorkspace || first.Environment.Hash != second.Environment.Hash {
+		t.Errorf("environments %+v, then %+v", first.Environment, second.Environment)
+	}
 	if first.Image == second.Image {
 		t.Error("the requirements file is a part of the project, and changed")
 	}
@@ -164,6 +168,9 @@ func TestEnvironmentOfTheGlobalRegistry(t *testing.T) {
 	copied := ship(t, s, dir)
 	if n := b.builds(); n != 0 || !told.has("copied") {
 		t.Errorf("built %d times; told %q", n, told.lines)
+	}
+	if copied.Environment.Source != deploy.EnvironmentGlobal {
+		t.Errorf("the environment came from %q", copied.Environment.Source)
 	}
 	// It is the workspace's now, under the same digest, whatever becomes of the other.
 	s.GlobalRegistry = ""

@@ -50,6 +50,7 @@ func (s Shipper) Make(ctx context.Context, dir string, besides []fs.FileInfo) (M
 
 // make calls to, which may be nil, once the name of the endpoint is known, to learn where layers go.
 func (s Shipper) make(ctx context.Context, dir string, besides []fs.FileInfo, to func(endpoint string) (*uploads, error)) (_ Made, err error) {
+	s.stage(deploy.StagePackage)
 	pack, err := project.Prepare(ctx, dir, besides)
 	if err != nil {
 		return Made{}, err
@@ -99,7 +100,7 @@ func (s Shipper) make(ctx context.Context, dir string, besides []fs.FileInfo, to
 		own.Port = 0
 		out.Settings.Server = &own
 	}
-	out.Platform, out.Base = parts.Platform, parts.Base
+	out.Platform, out.Base, out.Environment = parts.Platform, parts.Base, parts.Environment
 	if out.Image, err = assemble(parts); err != nil {
 		return Made{}, err
 	}
@@ -119,9 +120,11 @@ func (s Shipper) layers(ctx context.Context, dir string, p *Parts, out *Made, to
 		}
 	}
 	memory := &memory{dir: s.CacheDir}
+	s.stage(deploy.StageEnvironment)
 	if err := s.underlay(ctx, dir, p, memory); err != nil {
 		return err
 	}
+	s.stage(deploy.StageImage)
 	var clean func()
 	var err error
 	if p.Models, clean, err = s.fetchModels(ctx, p.Package.Manifest, memory, s.TempDir); err != nil {

@@ -3,9 +3,12 @@ package image
 import (
 	"context"
 	"fmt"
+	"io"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -48,6 +51,33 @@ func (c Client) sized(n int64) int64 { return n / max(c.divide, 1) }
 type session struct {
 	puller *remote.Puller
 	pusher *remote.Pusher
+	// sent counts the bytes of requests' bodies.
+	sent atomic.Int64
+}
+
+// countedTransport counts what requests send.
+type countedTransport struct {
+	http.RoundTripper
+	sent *atomic.Int64
+}
+
+func (t countedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body != nil && r.Body != http.NoBody {
+		r = r.Clone(r.Context())
+		r.Body = countedBody{r.Body, t.sent}
+	}
+	return t.RoundTripper.RoundTrip(r)
+}
+
+type countedBody struct {
+	io.ReadCloser
+	n *atomic.Int64
+}
+
+func (b countedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.n.Add(int64(n))
+	return n, err
 }
 
 // begin gives a client with a session, which ends with end.
@@ -55,7 +85,7 @@ func (c Client) begin(ctx context.Context) (_ Client, end func(), err error) {
 	c.session = nil
 	updates := make(chan v1.Update, 16)
 	s := &session{}
-	options := c.options(ctx)
+	options := append(c.options(ctx), remote.WithTransport(countedTransport{remote.DefaultTransport, &s.sent}))
 	if s.puller, err = remote.NewPuller(options...); err != nil {
 		return Client{}, nil, fmt.Errorf("reach registries: %w", err)
 	}

@@ -40,6 +40,8 @@ type Shipper struct {
 	SourceURL string
 	// TempDir holds a build's context, and models that are fetched by https://; default the system's.
 	TempDir string
+	// Stage, if not nil, is told when one begins: package, environment, image, push.
+	Stage func(deploy.Stage)
 	// CacheDir keeps what was hashed, so that files are read again only once they have changed; empty keeps nothing.
 	CacheDir string
 }
@@ -65,14 +67,21 @@ func (s Shipper) Ship(ctx context.Context, dir string) (out deploy.Shipment, err
 	}
 	defer m.Close()
 	out = m.Shipment
+	s.stage(deploy.StagePush)
 	ref, known, err := m.client.Push(ctx, m.Image, repo, out.Name)
 	if err != nil {
 		m.forget(ctx)
 		return deploy.Shipment{}, err
 	}
-	out.Known, out.Pushed = known, ref.Name()
+	out.Known, out.Pushed, out.Sent = known, ref.Name(), m.client.session.sent.Load()
 	out.Image, err = s.pulled(ref)
 	return out, err
+}
+
+func (s Shipper) stage(at deploy.Stage) {
+	if s.Stage != nil {
+		s.Stage(at)
+	}
 }
 
 func (s Shipper) repository(endpoint string) (name.Repository, error) {
@@ -131,8 +140,8 @@ func (s Shipper) underlay(ctx context.Context, dir string, p *Parts, m *memory) 
 	if err != nil {
 		return err
 	}
-	p.Environment = d.Hash()
-	p.Base, err = Environments{
+	p.Environment.Summary = d.Summary()
+	p.Base, p.Environment.Source, err = Environments{
 		Client: s.Client, Workspace: s.Registry, Global: s.GlobalRegistry, Builder: s.Builder, Rebuild: s.Rebuild, TempDir: s.TempDir,
 	}.Ensure(ctx, d, base, p.Platform)
 	return err

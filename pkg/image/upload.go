@@ -125,8 +125,12 @@ func (u *uploads) open(ctx context.Context) error {
 	base.ForceAttemptHTTP2 = false
 	base.Protocols = new(http.Protocols)
 	base.Protocols.SetHTTP1(true)
+	var counted http.RoundTripper = base
+	if u.session != nil {
+		counted = countedTransport{base, &u.session.sent}
+	}
 	for tries := 1; ; tries++ {
-		t, err := transport.NewWithContext(ctx, u.repo.Registry, auth, base, []string{u.repo.Scope(transport.PushScope)})
+		t, err := transport.NewWithContext(ctx, u.repo.Registry, auth, counted, []string{u.repo.Scope(transport.PushScope)})
 		if err == nil {
 			u.client = &http.Client{Transport: t}
 			return nil

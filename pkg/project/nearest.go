@@ -2,6 +2,16 @@ package project
 
 import "strings"
 
+// Nearest is the candidate that word was probably meant to be, or "" if none is near: at most a third of the letters
+// differ.
+func Nearest(word string, candidates []string) string {
+	best, distance := nearest(word, candidates)
+	if distance < 0 || 3*distance > max(len(word), len(best)) {
+		return ""
+	}
+	return best
+}
+
 // nearest is the candidate with the smallest edit distance to word, ignoring case,
 // and that distance; "" without candidates. The first of equals wins.
 func nearest(word string, candidates []string) (string, int) {

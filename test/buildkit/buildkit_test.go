@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -86,6 +87,47 @@ func TestCommandThatIsNot(t *testing.T) {
 		t.Errorf("it says %s, %v", out, err)
 	}
 	gone(t, dir, before)
+}
+
+// TestEngineHere: an engine in the caller's network has no bridge, leaves the interfaces alone, and takes no other engine's.
+func TestEngineHere(t *testing.T) {
+	program := tool(t)
+	before := machine(t)
+	interfaces := func() string {
+		t.Helper()
+		found, err := net.Interfaces()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, i := range found {
+			names = append(names, i.Name)
+		}
+		return strings.Join(names, " ")
+	}
+	had := interfaces()
+	dir, out := short(t), filepath.Join(t.TempDir(), "out")
+	const script = `test -S "${DOCKER_HOST#unix://}" || exit 4; readlink /proc/self/ns/net >"$1"; ls /sys/class/net >>"$1"`
+	if said, err := exec.Command(program, "run", "--docker", "--here", "--dir", dir, "--", "sh", "-c", script, "sh", out).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	network, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(out); err != nil || !strings.HasPrefix(string(text), network+"\n") || strings.Contains(string(text), "docker0") {
+		t.Errorf("the command was in %s, %v, want %s without a docker0", text, err, network)
+	}
+	gone(t, dir, before)
+
+	other := exec.Command("unshare", "--net", "sh", "-c", `ip link add docker0 type bridge && ! "$@" && ip link show docker0`, "sh", program, "run", "--docker", "--here", "--dir", dir, "--", "true")
+	if said, err := other.CombinedOutput(); err != nil || !strings.Contains(string(said), "of another engine") {
+		t.Errorf("beside another engine's bridge: %v\n%s", err, said)
+	}
+	gone(t, dir, before)
+	if has := interfaces(); has != had {
+		t.Errorf("the interfaces were %s and are %s", had, has)
+	}
 }
 
 // short is a directory that is not there, with a name short enough for a socket in it.

@@ -3,8 +3,8 @@
 //	buildkit run -- COMMAND [ARGUMENT...]   BUILDKIT_HOST tells the command where the daemon is, and
 //	                                        SLUICE_TEST_BUILDKIT_DIR where its files are
 //	buildkit run --docker -- COMMAND…       the same with Debian's Docker engine and DOCKER_HOST, in a network
-//	                                        of its own
-//	buildkit build                          compiles the daemon only; prints its path
+//	                                        of its own; with --here in the caller's
+//	buildkit build [--docker]               compiles the daemon only, or unpacks the engine; prints its path
 package main
 
 import (
@@ -27,7 +27,7 @@ import (
 	"github.com/sluice-dev/sluice/test/buildkit/internal/daemon"
 )
 
-const usage = "use it as `buildkit run [--docker] [--dir DIRECTORY] -- COMMAND [ARGUMENT...]` or `buildkit build`"
+const usage = "use it as `buildkit run [--docker [--here]] [--dir DIRECTORY] -- COMMAND [ARGUMENT...]` or `buildkit build [--docker]`"
 
 func main() {
 	err := do(os.Args[1:])
@@ -52,13 +52,28 @@ func do(args []string) error {
 	case daemon.BecomeArg:
 		return daemon.Become(args)
 	case "build":
+		flags := flag.NewFlagSet(name, flag.ContinueOnError)
+		engine := flags.Bool("docker", false, "the Docker engine instead, and what it needs")
+		if err := flags.Parse(args); err != nil {
+			return err
+		}
+		if flags.NArg() > 0 {
+			return errors.New(usage)
+		}
 		p, err := find()
 		if err != nil {
 			return err
 		}
 		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 		defer stop()
-		program, err := binary.Build(ctx, p.module, p.cache, os.Stderr)
+		var program string
+		if *engine {
+			if err = prepare(ctx, true, os.Stderr); err == nil {
+				program, err = dockerd(ctx, p.cache, os.Stderr)
+			}
+		} else {
+			program, err = binary.Build(ctx, p.module, p.cache, os.Stderr)
+		}
 		if err != nil {
 			return err
 		}
@@ -68,18 +83,27 @@ func do(args []string) error {
 		flags := flag.NewFlagSet(name, flag.ContinueOnError)
 		dir := flags.String("dir", "", "the daemon's directory, made and removed again (default one in .cache of this repository)")
 		engine := flags.Bool("docker", false, "run a Docker engine instead")
+		here := flags.Bool("here", false, "with --docker: the engine has this network and no bridge, so that its containers are in this network or in none")
 		if err := flags.Parse(args); err != nil {
 			return err
 		}
-		if flags.NArg() == 0 {
+		if flags.NArg() == 0 || *here && !*engine {
 			return errors.New(usage)
 		}
-		return run(*dir, *engine, flags.Args())
+		kind := daemon.BuildKit
+		switch {
+		case *here:
+			kind = daemon.DockerHere
+		case *engine:
+			kind = daemon.Docker
+		}
+		return run(*dir, kind, flags.Args())
 	}
 	return errors.New(usage)
 }
 
-func run(dir string, engine bool, command []string) (err error) {
+func run(dir string, kind daemon.Kind, command []string) (err error) {
+	engine := kind != daemon.BuildKit
 	p, err := find()
 	if err != nil {
 		return err
@@ -89,9 +113,9 @@ func run(dir string, engine bool, command []string) (err error) {
 	if err := prepare(ctx, engine, os.Stderr); err != nil {
 		return err
 	}
-	kind, variable, get := daemon.BuildKit, "BUILDKIT_HOST", func() (string, error) { return binary.Build(ctx, p.module, p.cache, os.Stderr) }
+	variable, get := "BUILDKIT_HOST", func() (string, error) { return binary.Build(ctx, p.module, p.cache, os.Stderr) }
 	if engine {
-		kind, variable, get = daemon.Docker, "DOCKER_HOST", func() (string, error) { return dockerd(ctx, p.cache, os.Stderr) }
+		variable, get = "DOCKER_HOST", func() (string, error) { return dockerd(ctx, p.cache, os.Stderr) }
 	}
 	program, err := get()
 	if err != nil {

@@ -6,8 +6,9 @@
 //   - the daemon, the first process of PID and mount namespaces of its own, so that its end is the
 //     end of every step's processes and of every mount.
 //
-// A buildkitd has the host's network, so that builds reach registries on loopback and package mirrors. An engine
-// makes interfaces and rules; it has a network of its own, in which Command runs what wants to reach it.
+// A buildkitd has the caller's network, so that builds reach registries on loopback and package mirrors. An engine
+// makes interfaces and rules; it has a network of its own, in which Run runs what wants to reach it, or makes none and
+// has the caller's.
 package daemon
 
 import (
@@ -53,6 +54,8 @@ type Kind string
 const (
 	BuildKit Kind = "buildkitd"
 	Docker   Kind = "dockerd"
+	// DockerHere is an engine in the caller's network. It has no bridge: containers want host or none.
+	DockerHere Kind = "dockerd-here"
 )
 
 // networked says that it has a network of its own.
@@ -176,6 +179,20 @@ func keep(kind Kind, program, dir string) error {
 			return fmt.Errorf("make directory: %w", err)
 		}
 	}
+	if kind == DockerHere {
+		// An engine without a bridge removes this one, whoever made it.
+		if _, err := net.InterfaceByName("docker0"); err == nil {
+			return errors.New("start daemon: there is a docker0 in this network, of another engine")
+		}
+		// Containers get the caller's, which may be a mount, and those do not show through an overlay.
+		text, err := os.ReadFile("/etc/resolv.conf")
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, "etc", "resolv.conf"), text, 0o644)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("copy resolv.conf: %w", err)
+		}
+	}
 	text, flags := kind.settings(dir)
 	if err := os.WriteFile(config(dir), []byte(text), 0o600); err != nil {
 		return fmt.Errorf("write settings: %w", err)
@@ -240,13 +257,17 @@ func config(dir string) string { return filepath.Join(dir, "daemon.conf") }
 // settings are the text of the daemon's file and its flags. They keep all that is its own in dir.
 func (k Kind) settings(dir string) (text string, flags []string) {
 	root := filepath.Join(dir, "root")
-	if k == Docker {
-		return "{}", []string{
+	if k == Docker || k == DockerHere {
+		flags = []string{
 			"--config-file=" + config(dir), "--data-root=" + root, "--exec-root=" + filepath.Join(dir, "exec"),
 			"--pidfile=" + filepath.Join(dir, "daemon.pid"), "--host=unix://" + socket(dir), "--cgroup-parent=/" + cgroup(dir),
-			// Its network leads nowhere anyhow.
+			// What they would make is for a bridge: its own leads nowhere anyhow.
 			"--iptables=false", "--ip-forward=false",
 		}
+		if k == DockerHere {
+			flags = append(flags, "--bridge=none")
+		}
+		return "{}", flags
 	}
 	return fmt.Sprintf(`root = %q
 [grpc]
