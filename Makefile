@@ -167,6 +167,7 @@ generate: ## references that are made from the code
 	go test ./cmd/sluice/internal/cli -run TestCommandReference -update
 	go test ./pkg/project/azureml -run TestDocumentation -update
 	go test ./pkg/cluster/kube/v1alpha1 -run TestDefinitions -update
+	go test ./pkg/api -run TestOpenAPI -update
 
 clean:
 	rm -rf bin .cache

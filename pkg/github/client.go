@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
@@ -18,6 +17,7 @@ import (
 	"github.com/gofri/go-github-ratelimit/v2/github_ratelimit/github_secondary_ratelimit"
 	"github.com/google/go-github/v62/github"
 
+	"github.com/sluice-dev/sluice/pkg/access"
 	"github.com/sluice-dev/sluice/pkg/chatops"
 )
 
@@ -71,7 +71,7 @@ func NewClient(o ClientOptions) (*Client, error) {
 	if err != nil || base.Host == "" || base.User != nil || base.RawQuery != "" || base.Scheme != "https" && base.Scheme != "http" {
 		return nil, fmt.Errorf("the address of GitHub's API must be an https URL such as %s", DefaultBaseURL)
 	}
-	if base.Scheme == "http" && !loopback(base.Hostname()) {
+	if base.Scheme == "http" && !access.Loopback(base.Hostname()) {
 		return nil, fmt.Errorf("the address of GitHub's API must begin with https: tokens are sent to %s", base.Host)
 	}
 	app := o.AppID != 0 || len(o.AppKey) > 0
@@ -108,14 +108,6 @@ func NewClient(o ClientOptions) (*Client, error) {
 		c.token = c.client(bearer{token: o.Token, next: o.Transport})
 	}
 	return c, nil
-}
-
-func loopback(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	a, err := netip.ParseAddr(host)
-	return err == nil && a.IsLoopback()
 }
 
 // client stacks, outermost first: secondary rate limits, the rewinding of bodies, authentication.

@@ -67,7 +67,7 @@ type Options struct {
 	Secrets [][]byte
 	// GitHub is the API that permissions are asked of, for role github.
 	GitHub chatops.GitHub
-	// API serves what is neither a webhook nor health, for role api. Without it those paths are 404.
+	// API serves what is neither a webhook nor health, for role api (pkg/api). Without it those paths are 404.
 	API http.Handler
 	// Control is the control role; it runs until its context ends.
 	Control func(context.Context) error

@@ -29,6 +29,7 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
 
+	"github.com/sluice-dev/sluice/pkg/api"
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/cluster/kube"
 	"github.com/sluice-dev/sluice/pkg/router/routercmd"
@@ -569,8 +570,71 @@ func TestValues(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 		in := of[*networkingv1.Ingress](all)
-		if len(in) != 1 || len(in[0].Spec.Rules[0].HTTP.Paths) != 1 || in[0].Spec.Rules[0].HTTP.Paths[0].Path != "/webhooks/github" || in[0].Spec.Rules[0].HTTP.Paths[0].Backend.Service.Name != "sluice-webhook" {
+		if len(in) != 1 || len(in[0].Spec.Rules[0].HTTP.Paths) != 2 || in[0].Spec.Rules[0].HTTP.Paths[0].Path != "/webhooks/github" || in[0].Spec.Rules[0].HTTP.Paths[0].Backend.Service.Name != "sluice-webhook" {
 			t.Errorf("ingress %+v", in)
+		}
+	})
+	t.Run("api", func(t *testing.T) {
+		all := decode(t, template(t, "testdata/api.yaml"))
+		pod := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template
+		c := pod.Spec.Containers[0]
+		for _, flag := range []string{
+			"--roles=api", "--api-policy=/etc/sluice/api/policy.yaml", "--api-audience=https://sluice.example", "--api-issuer=https://github.example/_services/token",
+			"--api-session-key-file=/etc/sluice/session/key",
+		} {
+			if !slices.Contains(c.Args, flag) {
+				t.Errorf("%q lacks %s", c.Args, flag)
+			}
+		}
+		if len(c.Env) > 0 || strings.Contains(strings.Join(c.Args, " "), "github-") || len(pod.Spec.Volumes) != 2 || len(c.VolumeMounts) != 2 {
+			t.Errorf("something of GitHub's webhook is there: %+v", c)
+		}
+		config := named[*corev1.ConfigMap](t, all, "sluice-webhook-api")
+		p, err := api.ParsePolicy([]byte(config.Data["policy.yaml"]))
+		if err != nil || len(p.Rules) != 1 {
+			t.Fatalf("policy %+v, %v", p, err)
+		}
+		// The chart's schema knows the words that the program knows.
+		b, err := os.ReadFile(filepath.Join(chartDir, "values.schema.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range api.Commands() {
+			if !bytes.Contains(b, []byte(`"`+c+`"`)) {
+				t.Errorf("the schema has no command %s", c)
+			}
+		}
+		for _, x := range api.Extras() {
+			if !bytes.Contains(b, []byte(`"`+x+`"`)) {
+				t.Errorf("the schema has no extra %s", x)
+			}
+		}
+		if r := p.Rules[0]; r.RepositoryID != 1234567890123 || *r.MaxPercent != 12500 || r.Refs[1] != "refs/tags/v*" || r.Allow[0] != api.ExtraSecrets {
+			t.Errorf("rule %+v", r)
+		}
+		if pod.Spec.Volumes[0].ConfigMap.Name != config.Name || c.VolumeMounts[0].MountPath != "/etc/sluice/api" {
+			t.Errorf("policy at %+v", c.VolumeMounts)
+		}
+		if s := pod.Spec.Volumes[1].Secret; s.SecretName != "session" || s.Items[0].Path != "key" {
+			t.Errorf("session key %+v", s)
+		}
+		// Another policy means another pod.
+		other := decode(t, template(t, "testdata/api.yaml", "--set", "api.policy.rules[0].repositoryId=7"))
+		was, is := pod.Annotations["sluice.dev/api-policy"], named[*appsv1.Deployment](t, other, "sluice-webhook").Spec.Template.Annotations["sluice.dev/api-policy"]
+		if was == "" || was == is || pod.Annotations["a.example/b"] != "c" {
+			t.Errorf("annotations %v, then %s", pod.Annotations, is)
+		}
+		if in := of[*networkingv1.Ingress](all); len(in) != 1 || len(in[0].Spec.Rules[0].HTTP.Paths) != 1 || in[0].Spec.Rules[0].HTTP.Paths[0].Path != "/apis/sluice/v1" {
+			t.Errorf("ingress %+v", in)
+		}
+		// Endpoints are made and deleted only where the policy lets somebody do it.
+		for id := range rights(allRules(all)) {
+			if strings.HasSuffix(id, "] create") && strings.HasPrefix(id, "webhook in endpoints") || strings.HasPrefix(id, "webhook") && strings.Contains(id, "delete") {
+				t.Errorf("has the right %s", id)
+			}
+		}
+		if off := decode(t, template(t, "testdata/network.yaml")); len(of[*corev1.ConfigMap](off)) > 0 || strings.Contains(fmt.Sprint(named[*appsv1.Deployment](t, off, "sluice-webhook").Spec.Template), "api-policy") {
+			t.Error("without the API something of it is there")
 		}
 	})
 	t.Run("monitor", func(t *testing.T) {
@@ -717,6 +781,11 @@ func TestRefused(t *testing.T) {
 		{"router.selfScale.replicas=3", "replicas"},
 		{"router.resources.limits.cpu=null,router.resources.requests.cpu=null", "selfScale"},
 		{"github.token.value=hush", "value"},
+		{"api.enabled=true", "api.policy.rules is not set"},
+		{"api.policy.rules[0].repositoryId=74", "repositoryOwnerId"},
+		{"api.policy.rules[0].sub=x", "sub"},
+		{"api.issuer=http://github.example", "issuer"},
+		{"api.sessionKey.value=hush", "value"},
 		{"metrics.podMonitor.interval=fast", "interval"},
 		{"crds.instal=false", "instal"},
 	} {

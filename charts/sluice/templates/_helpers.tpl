@@ -87,6 +87,22 @@ http://{{ include "sluice.fullname" . }}-router.{{ .Release.Namespace }}.svc{{ i
 {{- end -}}
 {{- end -}}
 
+{{- /* "true" if there is a webhook at all, else empty. */ -}}
+{{- define "sluice.webhook" -}}
+{{- if or .Values.github.enabled .Values.api.enabled -}}true{{- end -}}
+{{- end -}}
+
+{{- /* The policy of the API, as the program reads it. */ -}}
+{{- define "sluice.policy" -}}
+{{- if not .Values.api.policy.rules -}}
+{{- fail "api.policy.rules is not set: say which repositories' workflows may do what" -}}
+{{- end -}}
+apiVersion: sluice.dev/v1alpha1
+kind: APIPolicy
+rules:
+  {{- toYaml .Values.api.policy.rules | nindent 2 }}
+{{- end -}}
+
 {{- /* How many pods: (list $ replicas). */ -}}
 {{- define "sluice.replicas" -}}
 {{- $root := index . 0 -}}

@@ -17,6 +17,13 @@ func TestStore(t *testing.T) {
 	clustertest.Store(t, func(*testing.T) cluster.Store { return memory.NewStore() })
 }
 
+func TestEditing(t *testing.T) {
+	clustertest.Editor(t, func(*testing.T) (cluster.Editor, cluster.Store) {
+		s := memory.NewStore()
+		return cluster.Editing(s), s
+	})
+}
+
 func TestJournal(t *testing.T) {
 	clustertest.Journal(t, func(*testing.T) cluster.Journal { return memory.NewJournal() })
 }

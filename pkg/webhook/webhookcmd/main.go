@@ -11,11 +11,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/sluice-dev/sluice/pkg/access/oidc"
+	"github.com/sluice-dev/sluice/pkg/api"
 	"github.com/sluice-dev/sluice/pkg/cluster/local"
 	"github.com/sluice-dev/sluice/pkg/github"
 	"github.com/sluice-dev/sluice/pkg/process"
@@ -40,6 +43,9 @@ sets --github-api-url.
 Secrets come from the environment or from files, never from flags:
   SLUICE_WEBHOOK_SECRET   the webhook's secret; several, one per line, while it is rotated
   SLUICE_GITHUB_TOKEN     a token for GitHub's API, unless an App is used
+  SLUICE_API_SESSION_KEY  what sessions of the API are signed with, where several servers share them
+
+The API is off without --api-policy and --api-audience.
 
 Flags:
 `
@@ -62,6 +68,9 @@ type config struct {
 	tokenFile  string
 	appID      int64
 	appKeyFile string
+
+	// For role api.
+	apiPolicy, apiAudience, apiIssuer, apiSessionKeyFile string
 
 	// For the control role.
 	routerAdmin string
@@ -91,6 +100,10 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.tokenFile, "github-token-file", "", "file with a token for GitHub's API")
 	f.Int64Var(&c.appID, "github-app-id", 0, "id of the GitHub App to act as, instead of a token")
 	f.StringVar(&c.appKeyFile, "github-app-key-file", "", "file with the App's private key in PEM")
+	f.StringVar(&c.apiPolicy, "api-policy", "", "file that says which workflows may do what, for role api; without it the API is off")
+	f.StringVar(&c.apiAudience, "api-audience", "", "audience that workflows' OIDC tokens must be made for, such as this server's address; for role api")
+	f.StringVar(&c.apiIssuer, "api-issuer", oidc.DefaultIssuer, "issuer of the OIDC tokens; https://HOST/_services/token for GitHub Enterprise Server")
+	f.StringVar(&c.apiSessionKeyFile, "api-session-key-file", "", "file with what sessions of the API are signed with, 32 random bytes or more; one is made up unless given")
 	f.StringVar(&c.routerAdmin, "router-admin", "http://127.0.0.1:9090", "admin address of the router, for role control with --target local; in a cluster the routers are found")
 	f.StringVar(&c.admin, "admin-address", "0", "address for metrics, for role control with --target kubernetes; 0 for none")
 	f.StringVar(&c.health, "health-address", "0", "address for /healthz and /readyz, for role control with --target kubernetes; 0 for none")
@@ -162,12 +175,23 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 			return err
 		}
 	}
+	serveAPI := apiOff
+	if slices.Contains(roles, webhook.RoleAPI) && c.apiPolicy != "" {
+		if serveAPI, err = c.api(); err != nil {
+			return err
+		}
+	}
 	wire := wireLocal
 	if c.target == process.TargetKubernetes {
 		wire = wireKubernetes
 	}
 	if err := wire(ctx, c, &o, log); err != nil {
 		return err
+	}
+	if slices.Contains(roles, webhook.RoleAPI) {
+		if o.API, err = serveAPI(&o, log); err != nil {
+			return err
+		}
 	}
 	if slices.Contains(roles, webhook.RoleGitHub) || slices.Contains(roles, webhook.RoleAPI) {
 		if o.Listener, err = process.Listener(c.listenFD, c.listen); err != nil {
@@ -189,6 +213,36 @@ func wireLocal(_ context.Context, c config, o *webhook.Options, log *slog.Logger
 		o.Control = func(ctx context.Context) error { return runControl(ctx, c, *o, log) }
 	}
 	return nil
+}
+
+func apiOff(_ *webhook.Options, log *slog.Logger) (http.Handler, error) {
+	log.Info("the API is off: no policy is given")
+	return api.Off(), nil
+}
+
+// api reads what the API needs before anything is opened, and makes it once there is a store.
+func (c config) api() (func(*webhook.Options, *slog.Logger) (http.Handler, error), error) {
+	policy, err := api.ReadPolicy(c.apiPolicy)
+	if err != nil {
+		return nil, err
+	}
+	tokens, err := oidc.New(oidc.Config{Issuer: c.apiIssuer, Audience: c.apiAudience})
+	if err != nil {
+		return nil, err
+	}
+	key := []byte(strings.TrimSpace(process.Getenv(c.env, "SLUICE_API_SESSION_KEY")))
+	if c.apiSessionKeyFile != "" {
+		if key, err = readSecret(c.apiSessionKeyFile); err != nil {
+			return nil, fmt.Errorf("read the key of the API's sessions: %w", err)
+		}
+		if len(key) == 0 {
+			return nil, &rollout.Error{Reason: rollout.ReasonInvalid, Field: "api-session-key-file", Message: c.apiSessionKeyFile + " is empty", Hint: "write 32 random bytes or more into it"}
+		}
+	}
+	return func(o *webhook.Options, log *slog.Logger) (http.Handler, error) {
+		log.Info("the API is on", "rules", len(policy.Rules), "issuer", c.apiIssuer, "audience", c.apiAudience)
+		return api.New(api.Options{Store: o.Store, Journal: o.Journal, Tokens: tokens, Policy: policy, SessionKey: key, Logger: log})
+	}, nil
 }
 
 // secrets of the webhook, from the environment and the file.

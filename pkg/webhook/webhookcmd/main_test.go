@@ -12,12 +12,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/sluice-dev/sluice/pkg/access/oidc/oidctest"
+	"github.com/sluice-dev/sluice/pkg/api/client"
 	"github.com/sluice-dev/sluice/pkg/chatops"
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/cluster/local"
@@ -52,7 +55,13 @@ func call(t *testing.T, env []string, args ...string) (int, string, string) {
 
 func TestUsage(t *testing.T) {
 	state := "XDG_STATE_HOME=" + t.TempDir()
-	missing := filepath.Join(t.TempDir(), "missing")
+	dir := t.TempDir()
+	missing, policy, empty := filepath.Join(dir, "missing"), filepath.Join(dir, "policy"), filepath.Join(dir, "empty")
+	for path, text := range map[string]string{empty: "", policy: "apiVersion: sluice.dev/v1alpha1\nkind: APIPolicy\nrules: [{repositoryId: 74, repositoryOwnerId: 65, events: [push], namespaces: [models], endpoints: [fraud], commands: [deploy]}]\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, tc := range []struct {
 		name string
 		env  []string
@@ -72,6 +81,12 @@ func TestUsage(t *testing.T) {
 		{"a missing file of secrets", []string{state}, []string{"--webhook-secret-file=" + missing}, 1, "secrets"},
 		{"a bad App key", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_APP_ID=5"}, []string{"--github-app-key-file=/dev/null"}, 2, "key"},
 		{"plain http", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--github-api-url=http://github.example"}, 2, "https"},
+		{"a missing policy", []string{state}, []string{"--roles=api", "--api-audience=x", "--api-policy=" + missing}, 1, "policy"},
+		{"an empty policy", []string{state}, []string{"--roles=api", "--api-audience=x", "--api-policy=" + empty}, 2, "policy"},
+		{"a policy without an audience", []string{state}, []string{"--roles=api", "--api-policy=" + policy}, 2, "audience"},
+		{"a plain issuer", []string{state}, []string{"--roles=api", "--api-policy=" + policy, "--api-audience=x", "--api-issuer=http://github.example"}, 2, "https"},
+		{"an empty key of sessions", []string{state}, []string{"--roles=api", "--api-policy=" + policy, "--api-audience=x", "--api-session-key-file=" + empty}, 2, "api-session-key"},
+		{"a short key of sessions", []string{state, "SLUICE_API_SESSION_KEY=hush-hush"}, []string{"--roles=api", "--api-policy=" + policy, "--api-audience=x"}, 2, "32"},
 		{"a descriptor that is none", []string{state}, []string{"--roles=api", "--listen-fd=999"}, 1, "999"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -87,6 +102,83 @@ func TestUsage(t *testing.T) {
 	code, stdout, _ := call(t, nil, "--help")
 	if code != 0 || !strings.Contains(stdout, "-listen-fd") || !strings.Contains(stdout, "SLUICE_WEBHOOK_SECRET") {
 		t.Errorf("help: %d %s", code, stdout)
+	}
+}
+
+// written is what a program that runs has written so far.
+type written struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (w *written) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.b.Write(p)
+}
+
+func (w *written) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.b.String()
+}
+
+// TestAPI runs the program with the API off, and on: an issuer's token gets a session, and what the program says has neither.
+func TestAPI(t *testing.T) {
+	issuer := oidctest.New(t)
+	policy := filepath.Join(t.TempDir(), "policy")
+	if err := os.WriteFile(policy, []byte("apiVersion: sluice.dev/v1alpha1\nkind: APIPolicy\nrules: [{repositoryId: 74, repositoryOwnerId: 65, events: [push], namespaces: [models], endpoints: [fraud], commands: [deploy], allow: [create]}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	serve := func(args ...string) (string, func() string) {
+		ctx, stop := context.WithCancel(t.Context())
+		out := &written{}
+		ended := make(chan int)
+		go func() {
+			ended <- Main(ctx, append([]string{"--roles=api", "--state=" + t.TempDir(), "--listen=127.0.0.1:0"}, args...), []string{"SLUICE_API_SESSION_KEY=" + strings.Repeat("hush", 10)}, io.Discard, out)
+		}()
+		var address string
+		for end := time.Now().Add(10 * time.Second); address == ""; time.Sleep(10 * time.Millisecond) {
+			if m := regexp.MustCompile(`msg=serving .*address=(\S+)`).FindStringSubmatch(out.String()); m != nil {
+				address = m[1]
+			}
+			if time.Now().After(end) {
+				t.Fatalf("it does not serve: %s", out)
+			}
+		}
+		return "http://" + address, func() string {
+			stop()
+			if code := <-ended; code != 0 {
+				t.Errorf("code %d", code)
+			}
+			return out.String()
+		}
+	}
+	token := issuer.Sign(issuer.Claims("https://sluice.example"))
+	editor := func(url string) cluster.Editor {
+		c, err := client.New(client.Options{URL: url, Token: func(context.Context) (string, error) { return token, nil }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	key := rollout.Key{Namespace: "models", Name: "fraud"}
+	deploy := func(*rollout.Endpoint) (rollout.Op, error) {
+		return rollout.Deploy{Version: rollout.Version{Name: "v1", Image: fmt.Sprintf("r.example/f@sha256:%064x", 1)}}, nil
+	}
+	url, stop := serve()
+	if _, _, err := editor(url).Edit(t.Context(), key, rollout.Request{ID: "one"}, deploy); rollout.ReasonOf(err) != rollout.ReasonDenied || !strings.Contains(err.Error(), "switched off") {
+		t.Errorf("off: %v", err)
+	}
+	stop()
+	url, stop = serve("--api-policy="+policy, "--api-audience=https://sluice.example", "--api-issuer="+issuer.URL)
+	e, out, err := editor(url).Edit(t.Context(), key, rollout.Request{ID: "one"}, deploy)
+	if err != nil || !out.Changed || fmt.Sprint(e.Spec.Repositories) != "[74]" {
+		t.Errorf("on: %+v, %v", out, err)
+	}
+	log := stop()
+	if !strings.Contains(log, "github:octocat@octo-org/octo-repo#1001") || strings.Contains(log, "hush") || strings.Contains(log, token[:20]) {
+		t.Errorf("the log is\n%s", log)
 	}
 }
 

@@ -318,7 +318,8 @@ func exitCode(err error) int {
 	switch refusals[0].Reason {
 	case rollout.ReasonUnknownEndpoint, rollout.ReasonUnknownVersion:
 		return exitNotFound
-	case rollout.ReasonDenied, rollout.ReasonUnauthorized, rollout.ReasonNotBound, rollout.ReasonRegistryDenied:
+	case rollout.ReasonDenied, rollout.ReasonUnauthorized, rollout.ReasonNotBound, rollout.ReasonRegistryDenied,
+		rollout.ReasonTokenInvalid, rollout.ReasonTokenStale, rollout.ReasonTokenReplayed:
 		return exitDenied
 	case rollout.ReasonConflict:
 		return exitConflict
@@ -326,7 +327,7 @@ func exitCode(err error) int {
 		return exitNotReady
 	case rollout.ReasonInternal, rollout.ReasonInitFailed, rollout.ReasonCrashed, rollout.ReasonImageMissing, rollout.ReasonProbeFailed, rollout.ReasonSmokeFailed,
 		rollout.ReasonInterrupted, rollout.ReasonRegistryUnreachable, rollout.ReasonBuildFailed, rollout.ReasonNoBuilder, rollout.ReasonDiskFull, rollout.ReasonModelUnreachable,
-		rollout.ReasonScanFailed, rollout.ReasonNoScanner, rollout.ReasonSBOMFailed:
+		rollout.ReasonScanFailed, rollout.ReasonNoScanner, rollout.ReasonSBOMFailed, rollout.ReasonUnavailable, rollout.ReasonTooManyRequests:
 		return exitFailed
 	default:
 		return exitRefused

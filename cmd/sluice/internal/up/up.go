@@ -171,11 +171,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	return context.Cause(ctx)
 }
 
-// withoutSecrets is the environment without what only the intake of webhooks may know.
+// withoutSecrets is the environment without what only the control plane may know.
 func withoutSecrets(env []string) []string {
 	return slices.DeleteFunc(slices.Clone(env), func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
-		return name == "SLUICE_WEBHOOK_SECRET" || name == "SLUICE_GITHUB_TOKEN"
+		return name == "SLUICE_WEBHOOK_SECRET" || name == "SLUICE_GITHUB_TOKEN" || name == "SLUICE_API_SESSION_KEY"
 	})
 }
 
