@@ -145,6 +145,10 @@ action-e2e: cluster buildkit-build helm act actionlint ## workflows that run the
 	@[ -n "$$SLUICE_TEST_REGISTRY" ] || $(MAKE) -s cluster-up
 	@test/action-e2e $(BIN)/cluster $(BIN)/buildkit $(BIN)/act
 
+.PHONY: workflows
+workflows: actionlint ## actionlint on this project's workflows, the examples and those in the documentation
+	@SLUICE_TEST_ACTIONLINT=$(ACTIONLINT) go test -count=1 -v ./test/workflows
+
 .PHONY: image-e2e bench-images
 DISTRIBUTION = $$(test/tools/registry.sh $(CACHE)/docker-registry)
 image-e2e: ## pushes to Docker's own registry: broken connections, kills, a full disk; and memory

@@ -45,10 +45,9 @@ func programs(t *testing.T, revision string) (dir string) {
 	return dir
 }
 
-// theAction is this repository's, as `uses: sluice-dev/sluice@v1` finds it.
-func theAction(t *testing.T, revision string) string {
+// theAction is this repository's, of these programs, as `uses: sluice-dev/sluice@v1` finds it.
+func theAction(t *testing.T, from string) string {
 	t.Helper()
-	from := programs(t, revision)
 	dir := act.Action(t, filepath.Join(repoRoot, "action.yml"), filepath.Join(repoRoot, "Dockerfile"), filepath.Join(from, "action"), filepath.Join(from, "runner"))
 	for to, path := range map[string]string{
 		"action/composite/action.yml": filepath.Join(repoRoot, "action/composite/action.yml"), "action/composite/run.sh": filepath.Join(repoRoot, "action/composite/run.sh"),
@@ -142,8 +141,11 @@ func TestActionInWorkflows(t *testing.T) {
 	}
 	revision := fmt.Sprintf("test-%x", time.Now().UnixNano())
 	repo := in.modelRepository(t, "flow")
+	from := programs(t, revision)
+	action := theAction(t, from)
 	o := act.Options{
-		Repository: repo, Actions: map[string]string{"sluice-dev/sluice@v1": theAction(t, revision)},
+		Repository: repo, Actions: map[string]string{"sluice-dev/sluice@v1": action, "sluice-dev/sluice/action/composite@v1": action},
+		Mounts: []string{from + ":/opt/sluice"},
 		Secrets: map[string]string{"KUBECONFIG": string(kubeconfig)},
 	}
 	run := func(workflow, event string, p map[string]any) act.Result {
@@ -171,7 +173,16 @@ func TestActionInWorkflows(t *testing.T) {
 		return act.Step{}
 	}
 	first := act.Commit(t, repo)
-	s := step(run("canary.yml", "push", payload("", map[string]any{"ref": "refs/heads/main", "after": first})))
+	r := run("canary.yml", "push", payload("", map[string]any{"ref": "refs/heads/main", "after": first}))
+	if len(r.Images) != 1 {
+		t.Fatalf("images %q were built", r.Images)
+	}
+	if is := act.Inspect(t, r.Images[0]); is.Bytes >= 60e6 || is.User != "" {
+		t.Errorf("the Action's image has %d bytes and the user %q", is.Bytes, is.User)
+	} else {
+		t.Logf("the Action's image has %.1f MB", float64(is.Bytes)/1e6)
+	}
+	s := step(r)
 	if s.Outputs["version"] != "sha-"+first[:7] || s.Outputs["status"] != "deployed" || s.Outputs["environment-source"] != "base" {
 		t.Errorf("the first deploy says %v", s.Outputs)
 	}
@@ -249,6 +260,18 @@ func TestActionInWorkflows(t *testing.T) {
 		t.Errorf("closed without a merge it is %+v, and the step says %v", v, s.Outputs)
 	}
 
+	// The composite variant is the same program.
+	composite := "on: push\njobs:\n  j:\n    runs-on: ubuntu-latest\n    steps:\n      - uses: actions/checkout@v5\n      - uses: sluice-dev/sluice/action/composite@v1\n        id: sluice\n" +
+		"        env: {SLUICE_ACTION_DIR: /opt/sluice}\n        with: {command: status, namespace: " + models + ", \"kubeconfig\": \"${{ secrets.KUBECONFIG }}\"}\n"
+	if err := os.WriteFile(filepath.Join(repo, ".github/workflows/composite.yml"), []byte(composite), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	act.Commit(t, repo)
+	s = step(run("composite.yml", "push", payload("", map[string]any{"ref": "refs/heads/main"})))
+	if s.Outputs["status"] != "shown" || s.Outputs["endpoint"] != "flow" || !strings.Contains(s.Outputs["traffic"], treatment) {
+		t.Errorf("the composite variant says %v", s.Outputs)
+	}
+
 	// A model that does not start fails the step, with its reason and its last lines, and is in nobody's way.
 	path := filepath.Join(repo, "score.py")
 	if err := os.WriteFile(path, []byte("def init():\n    print(\"looking for weights\")\n    raise ValueError(\"no weights\")\ndef run(data):\n    return {}\n"), 0o644); err != nil {
@@ -256,7 +279,7 @@ func TestActionInWorkflows(t *testing.T) {
 	}
 	head = act.Commit(t, repo)
 	o.Workflow, o.Event, o.Payload = ".github/workflows/canary.yml", "pull_request", ofPullRequest("opened", 44, head, false)
-	r := act.Run(t, o)
+	r = act.Run(t, o)
 	s = step(r)
 	if r.ExitCode == 0 || s.Outcome != "failure" || s.Outputs["status"] != "failed" || s.Outputs["reason-code"] != string(rollout.ReasonInitFailed) {
 		t.Errorf("exit code %d, %v:\n%s", r.ExitCode, s.Outputs, r.Log)
