@@ -199,7 +199,7 @@ func (d *directory) sums(ctx context.Context, m *memory) ([]ModelFile, error) {
 				return err
 			}
 			defer func() { _ = r.Close() }()
-			settled := m.dir != "" && (infos[i].Size() < settleFrom || settle(r, infos[i], seen))
+			settled := m.dir != "" && seen.Sub(infos[i].ModTime()) >= writtenBack && settle(r)
 			h := sha256.New()
 			if _, err := io.CopyBuffer(h, reading(ctx, r), make([]byte, bufferSize)); err != nil {
 				return err

@@ -43,31 +43,83 @@ type blob struct {
 	v1.Hash
 	size int64
 	open func() (io.ReadCloser, error)
+	// what the history says that it holds, of a layer of Sluice's own.
+	what string
 }
 
 func bytesBlob(h v1.Hash, data []byte) blob {
-	return blob{h, int64(len(data)), func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }}
+	return blob{Hash: h, size: int64(len(data)), open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }}
 }
 
 // path in a layout.
 func (b blob) path() string { return "blobs/" + b.Algorithm + "/" + b.Hex }
 
+func (b blob) String() string {
+	if b.what == "" {
+		return b.Hash.String()
+	}
+	return fmt.Sprintf("%s (%s)", b.what, b.Hash)
+}
+
+// copyTries is how often a blob of a registry is begun anew: with another login, which the one before may have outlived.
+const copyTries = 3
+
 // copy the blob to w, and see that it is what it is named after: the file that it comes from may have changed.
 func (b blob) copy(w io.Writer) error {
+	is := sha256.New()
+	out := struct{ io.Writer }{io.MultiWriter(w, is)}
+	var n int64
+	for tries := 1; ; tries++ {
+		more, err := b.copyFrom(out, n)
+		n += more
+		if err == nil {
+			break
+		}
+		var broken errBroken
+		if !errors.As(err, &broken) || tries == copyTries {
+			return fmt.Errorf("copy %s: %w", b, err)
+		}
+	}
+	sum := hex.EncodeToString(is.Sum(nil))
+	switch {
+	case sum == b.Hex && n == b.size:
+		return nil
+	case b.what != "":
+		return refuse(rollout.ReasonUnsafeFile, "", "run it again when nothing writes to them: what was remembered of their content is forgotten now",
+			"the files of %s are not what they were when their digest was made: they have %d bytes now and the digest sha256:%s", b, n, sum)
+	}
+	return fmt.Errorf("copy %s: came as %d bytes with the digest sha256:%s, not as %d", b, n, sum, b.size)
+}
+
+// copyFrom copies what is behind the first n bytes, and says how much it was.
+func (b blob) copyFrom(w io.Writer, n int64) (int64, error) {
 	r, err := b.open()
 	if err != nil {
-		return fmt.Errorf("read %s: %w", b.Hash, err)
+		return 0, err
 	}
 	defer func() { _ = r.Close() }()
-	is := sha256.New()
-	n, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(w, is)}, r, make([]byte, bufferSize))
-	if err != nil {
-		return fmt.Errorf("copy %s: %w", b.Hash, err)
+	if _, err := io.CopyN(io.Discard, r, n); err != nil {
+		return 0, err
 	}
-	if sum := hex.EncodeToString(is.Sum(nil)); sum != b.Hex || n != b.size {
-		return fmt.Errorf("copy %s: came as %d bytes with the digest sha256:%s, not as %d", b.Hash, n, sum, b.size)
+	return io.CopyBuffer(w, r, make([]byte, bufferSize))
+}
+
+// contentOf is what the history of an image says that its layers hold, of those that are Sluice's.
+func contentOf(file *v1.ConfigFile, layers int) []string {
+	out := []string{}
+	for _, h := range file.History {
+		switch {
+		case h.EmptyLayer:
+		case h.CreatedBy == createdBy:
+			out = append(out, h.Comment)
+		default:
+			out = append(out, "")
+		}
 	}
-	return nil
+	if len(out) != layers {
+		return make([]string, layers) // it tells of other layers
+	}
+	return out
 }
 
 // blobs of an image, each once, the manifest last; and the descriptor of the image.
@@ -103,10 +155,11 @@ func blobs(img v1.Image) ([]blob, v1.Descriptor, error) {
 		return fail(fmt.Errorf("it has %d layers and names %d", len(layers), len(m.Layers)))
 	}
 	var out []blob
+	what := contentOf(file, len(layers))
 	for i, l := range layers {
 		d := m.Layers[i]
 		if !slices.ContainsFunc(out, func(b blob) bool { return b.Hash == d.Digest }) {
-			out = append(out, blob{d.Digest, d.Size, l.Compressed})
+			out = append(out, blob{d.Digest, d.Size, l.Compressed, what[i]})
 		}
 	}
 	out = append(out, bytesBlob(m.Config.Digest, config), bytesBlob(digest, raw))
@@ -203,7 +256,7 @@ func (l *Layout) Close(err error) error {
 // the image before all of it is there. Memory does not grow with the image.
 func (l *Layout) Add(ctx context.Context, img v1.Image, ref string) error {
 	if err := l.add(ctx, img, ref); err != nil {
-		return fmt.Errorf("write layout: %w", diskFull(err, l.dir, "free some, or write to another disk"))
+		return unwritten(err, "write layout", l.dir)
 	}
 	return nil
 }
@@ -284,9 +337,17 @@ func replaceFile(file string, write func(io.Writer) error) error {
 // [HOST[:PORT]/]NAME:TAG. The same image gives the same bytes, and memory does not grow with it.
 func WriteTarball(ctx context.Context, w io.Writer, img v1.Image, name string) error {
 	if err := writeTarball(ctx, w, img, name); err != nil {
-		return fmt.Errorf("write tarball: %w", diskFull(err, "the tarball", "free some, or write to another disk"))
+		return unwritten(err, "write tarball", "the tarball")
 	}
 	return nil
+}
+
+// unwritten is what it means that what could not be written.
+func unwritten(err error, doing, what string) error {
+	if err := brokenOff(err, fieldRegistry, doing); err != nil {
+		return err
+	}
+	return fmt.Errorf("%s: %w", doing, diskFull(err, what, "free some, or write to another disk"))
 }
 
 func writeTarball(ctx context.Context, w io.Writer, img v1.Image, name string) error {

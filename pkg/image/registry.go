@@ -85,7 +85,7 @@ func (c Client) begin(ctx context.Context) (_ Client, end func(), err error) {
 	c.session = nil
 	updates := make(chan v1.Update, 16)
 	s := &session{}
-	options := append(c.options(ctx), remote.WithTransport(countedTransport{remote.DefaultTransport, &s.sent}))
+	options := append(c.options(ctx), remote.WithTransport(steady{countedTransport{remote.DefaultTransport, &s.sent}}))
 	if s.puller, err = remote.NewPuller(options...); err != nil {
 		return Client{}, nil, fmt.Errorf("reach registries: %w", err)
 	}
@@ -127,7 +127,10 @@ func (c Client) progress(format string, args ...any) {
 }
 
 func (c Client) options(ctx context.Context) []remote.Option {
-	out := []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(c.keychain()), remote.WithUserAgent("sluice"), remote.WithJobs(jobs)}
+	out := []remote.Option{
+		remote.WithContext(ctx), remote.WithAuthFromKeychain(c.keychain()), remote.WithUserAgent("sluice"), remote.WithJobs(jobs),
+		remote.WithTransport(steady{remote.DefaultTransport}), remote.WithRetryBackoff(backoff()),
+	}
 	if c.session != nil {
 		out = append(out, remote.Reuse(c.session.puller), remote.Reuse(c.session.pusher))
 	}
