@@ -123,6 +123,8 @@ type resumed struct {
 	// n bytes have come; err is what the body broke off with.
 	n   int64
 	err error
+	// whole says that ranges are refused.
+	whole bool
 }
 
 // errBroken is an answer that broke off, and stayed so.
@@ -192,7 +194,7 @@ type errFinal struct{ error }
 func (b *resumed) resume() error {
 	next := b.request.Clone(b.request.Context())
 	// What was unpacked on the way cannot be asked for by its bytes.
-	if b.n > 0 && !b.first.Uncompressed {
+	if b.n > 0 && !b.first.Uncompressed && !b.whole {
 		next.Header.Set("Range", fmt.Sprintf("bytes=%d-", b.n))
 	}
 	resp, err := b.t.RoundTrip(next)
@@ -206,6 +208,10 @@ func (b *resumed) resume() error {
 	case resp.StatusCode == http.StatusPartialContent && strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", b.n)):
 	case resp.StatusCode == http.StatusOK:
 		skip = b.n
+	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable && !b.whole:
+		b.whole = true // some know no range without an end
+		_ = resp.Body.Close()
+		return b.resume()
 	case resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode == http.StatusTooManyRequests:
 		err = fmt.Errorf("status %d", resp.StatusCode)
 	default: // such as 401: whoever logged in has to do it again

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -23,8 +24,9 @@ type halving struct {
 	// whole ignores ranges, as registries may.
 	whole bool
 
-	mu   sync.Mutex
-	seen map[string]int
+	mu     sync.Mutex
+	seen   map[string]int
+	ranges int
 }
 
 func (b *halving) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -32,8 +34,27 @@ func (b *halving) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		b.inner.ServeHTTP(w, r)
 		return
 	}
+	ranged := r.Header.Get("Range")
 	if b.whole {
 		r.Header.Del("Range")
+	} else if from := strings.TrimSuffix(strings.TrimPrefix(ranged, "bytes="), "-"); from != "" {
+		// The registry behind it knows no range without an end.
+		n, err := strconv.Atoi(from)
+		if err != nil {
+			http.Error(w, ranged, http.StatusBadRequest)
+			return
+		}
+		b.mu.Lock()
+		b.ranges++
+		b.mu.Unlock()
+		r.Header.Del("Range")
+		answer := httptest.NewRecorder()
+		b.inner.ServeHTTP(answer, r)
+		body := answer.Body.Bytes()
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", n, len(body)-1, len(body)))
+		w.WriteHeader(http.StatusPartialContent)
+		_, _ = w.Write(body[n:])
+		return
 	}
 	b.mu.Lock()
 	b.seen[r.URL.Path]++
@@ -68,8 +89,8 @@ func TestAnswersBreakOff(t *testing.T) {
 		"blobs":           {part: "/blobs/", times: 2},
 		"blobs, whole":    {part: "/blobs/", times: 2, whole: true},
 		"manifests":       {part: "/manifests/", times: 1},
-		"blobs, always":   {part: "/blobs/", times: 1000, fails: "/models/words/blobs/sha256:"},
-		"manifest, never": {part: "/manifests/", times: 1000, fails: "/models/words/manifests/1"},
+		"blobs, always":   {part: "/blobs/", times: 1000, whole: true, fails: "/models/words/blobs/sha256:"},
+		"manifest, never": {part: "/manifests/", times: 1000, whole: true, fails: "/models/words/manifests/1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -80,7 +101,8 @@ func TestAnswersBreakOff(t *testing.T) {
 			if _, err := s.PushModel(t.Context(), file, r.host+"/models/words:1", ""); err != nil {
 				t.Fatal(err)
 			}
-			server := httptest.NewServer(&halving{inner: r.handler, part: c.part, times: c.times, whole: c.whole, seen: map[string]int{}})
+			h := &halving{inner: r.handler, part: c.part, times: c.times, whole: c.whole, seen: map[string]int{}}
+			server := httptest.NewServer(h)
 			defer server.Close()
 			server.Config.ErrorLog = nil
 			host := strings.TrimPrefix(server.URL, "http://")
@@ -109,6 +131,9 @@ func TestAnswersBreakOff(t *testing.T) {
 				t.Fatal(err)
 			}
 			refs(t, out)
+			if (h.ranges > 0) == c.whole {
+				t.Errorf("%d answers were gone on with", h.ranges)
+			}
 		})
 	}
 }
