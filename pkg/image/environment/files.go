@@ -71,6 +71,8 @@ type tree struct {
 	ignore *patternmatcher.PatternMatcher
 	// ignoreFile is its name, for messages.
 	ignoreFile string
+	// besides are files and directories that never count.
+	besides []fs.FileInfo
 }
 
 func openTree(dir string) (*tree, error) {
@@ -279,6 +281,9 @@ func (t *tree) walk(ctx context.Context, set fileSet, at place, p string, info f
 	}
 	unsafe := func(format string, args ...any) error {
 		return at.refuse(rollout.ReasonUnsafeFile, "remove it, or keep it out with .dockerignore", "%s "+format, append([]any{shown(p)}, args...)...)
+	}
+	if slices.ContainsFunc(t.besides, func(b fs.FileInfo) bool { return os.SameFile(b, info) }) {
+		return nil
 	}
 	if p != "." {
 		out, err := t.out(p)
