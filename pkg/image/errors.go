@@ -60,7 +60,11 @@ func failure(err error, field, doing string, reg name.Registry, missing rollout.
 				return refuse(rollout.ReasonRegistryRefused, field, "the registry's own message says what it wants", "%s: %s refuses it: %v", doing, host, said)
 			}
 		}
-		return refuse(rollout.ReasonRegistryUnreachable, field, "try again; if it stays so, ask who runs the registry", "%s: %s fails: %v", doing, host, said)
+		hint := "try again; if it stays so, ask who runs the registry"
+		if said.StatusCode == http.StatusInsufficientStorage {
+			hint = "its disk is full: make room there, and try again"
+		}
+		return refuse(rollout.ReasonRegistryUnreachable, field, hint, "%s: %s fails: %v", doing, host, said)
 	}
 	hint := "check the address, and that it can be reached from here"
 	if text := err.Error(); strings.Contains(text, "HTTP response to HTTPS client") || strings.Contains(text, "x509: ") || strings.Contains(text, "tls: ") {

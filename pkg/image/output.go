@@ -181,6 +181,8 @@ type Layout struct {
 	// work is where a new layout grows until it is whole; empty for one that is there.
 	work  string
 	files []fs.FileInfo
+	// parents are directories above that were made for it, the innermost first.
+	parents []string
 }
 
 // OpenLayout begins a layout in dir, which may be a layout, an empty directory or not there at all. Anything else there
@@ -211,7 +213,15 @@ func OpenLayout(dir string) (*Layout, error) {
 		return fail(err)
 	}
 	parent, name := filepath.Split(filepath.Clean(dir))
-	if l.work, err = os.MkdirTemp(cmp.Or(parent, "."), "."+name+".tmp-*"); err != nil {
+	parent = cmp.Or(parent, ".")
+	if l.parents, err = missingDirs(parent); err != nil {
+		return fail(err)
+	}
+	if err = os.MkdirAll(parent, 0o755); err == nil { //nolint:gosec // as any directory that is made by hand
+		l.work, err = os.MkdirTemp(parent, "."+name+".tmp-*")
+	}
+	if err != nil {
+		l.withdraw()
 		return fail(err)
 	}
 	err = os.Chmod(l.work, 0o755) //nolint:gosec // as any directory that is made by hand
@@ -223,10 +233,35 @@ func OpenLayout(dir string) (*Layout, error) {
 		l.files = append(l.files, info)
 	}
 	if err != nil {
-		_ = os.RemoveAll(l.work)
+		l.withdraw()
 		return fail(err)
 	}
 	return l, nil
+}
+
+// missingDirs are those of a path that are not there, the innermost first.
+func missingDirs(dir string) ([]string, error) {
+	var out []string
+	for dir = filepath.Clean(dir); ; dir = filepath.Dir(dir) {
+		_, err := os.Stat(dir)
+		if err == nil {
+			return out, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir) {
+			return nil, err
+		}
+		out = append(out, dir)
+	}
+}
+
+// withdraw what was made, but not what others have put there meanwhile.
+func (l *Layout) withdraw() {
+	if l.work != "" {
+		_ = os.RemoveAll(l.work)
+	}
+	for _, dir := range l.parents {
+		_ = os.Remove(dir)
+	}
 }
 
 // Files are what a project that the layout lies in must not ship.
@@ -248,12 +283,12 @@ func (l *Layout) Close(err error) error {
 		}
 		err = fmt.Errorf("write layout: %w", err)
 	}
-	_ = os.RemoveAll(l.work)
+	l.withdraw()
 	return err
 }
 
-// Add an image under a name, in place of what had that name. Blobs that are there already are not read; nothing names
-// the image before all of it is there. Memory does not grow with the image.
+// Add an image under a name, in place of what had that name. Blobs that are there already are compared with their digests and
+// stay, unless they are damaged; nothing names the image before all of it is there. Memory does not grow with the image.
 func (l *Layout) Add(ctx context.Context, img v1.Image, ref string) error {
 	if err := l.add(ctx, img, ref); err != nil {
 		return unwritten(err, "write layout", l.dir)
@@ -271,18 +306,18 @@ func (l *Layout) add(ctx context.Context, img v1.Image, ref string) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := b.store(root); err != nil {
+		if err := b.store(ctx, root); err != nil {
 			return err
 		}
 	}
 	index := &v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
 	if path, err := layout.FromPath(root); err == nil {
 		there, err := path.ImageIndex()
-		if err != nil {
-			return err
+		if err == nil {
+			index, err = there.IndexManifest()
 		}
-		if index, err = there.IndexManifest(); err != nil {
-			return err
+		if err != nil {
+			return refuse(rollout.ReasonInvalid, fieldOutput, "mend it, or write to another directory", "%s, which names what is in the layout, cannot be read: %v", filepath.Join(root, indexFileName), err)
 		}
 	}
 	desc.Annotations = map[string]string{labelRefName: ref}
@@ -294,16 +329,33 @@ func (l *Layout) add(ctx context.Context, img v1.Image, ref string) error {
 	return writeWhole(filepath.Join(root, indexFileName), data)
 }
 
-// store the blob in a layout, if it is not there. It appears under its name only as a whole.
-func (b blob) store(root string) error {
+// store the blob in a layout, if it is not there, or not what it is named after. It appears under its name only as a whole.
+func (b blob) store(ctx context.Context, root string) error {
 	file := filepath.Join(root, filepath.FromSlash(b.path()))
-	if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && info.Size() == b.size {
-		return nil
+	if there, err := b.is(ctx, file); there || err != nil {
+		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil { //nolint:gosec // as the layout
 		return err
 	}
 	return replaceFile(file, b.copy)
+}
+
+// is tells whether a file is the blob, to its last byte: a disk that was full, or lost its power, leaves others.
+func (b blob) is(ctx context.Context, file string) (bool, error) {
+	if info, err := os.Stat(file); err != nil || !info.Mode().IsRegular() || info.Size() != b.size {
+		return false, nil //nolint:nilerr // it is written, and then said what is wrong
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return false, nil //nolint:nilerr // as above
+	}
+	defer func() { _ = f.Close() }()
+	is := sha256.New()
+	if _, err := io.CopyBuffer(is, reading(ctx, f), make([]byte, bufferSize)); err != nil {
+		return false, ctx.Err()
+	}
+	return hex.EncodeToString(is.Sum(nil)) == b.Hex, nil
 }
 
 func writeWhole(file string, data []byte) error {

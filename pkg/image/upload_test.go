@@ -278,6 +278,9 @@ func TestLargeLayersGiveUp(t *testing.T) {
 			if rollout.ReasonOf(err) != c.want || err == nil || !strings.Contains(err.Error(), "no room for it") {
 				t.Errorf("%v, want %s and what the registry said", err, c.want)
 			}
+			if c.status == 507 && err != nil && !strings.Contains(err.Error(), "its disk is full") {
+				t.Errorf("%v does not say what to do", err)
+			}
 			if tries != c.tries {
 				t.Errorf("%d tries, want %d", tries, c.tries)
 			}
