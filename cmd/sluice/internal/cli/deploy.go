@@ -92,6 +92,7 @@ ENDPOINT VERSION") or makes room for a seventh version. The same deploy again go
 			if pr < 0 {
 				return misuse("--pull-request", "give its number", "--pull-request %d is none", pr)
 			}
+			checks.asked = c.Flags().Changed("scan")
 			o.Source = rollout.Source{RepositoryID: repository, PullRequest: pr, Commit: commit, RunID: run}
 			return a.deploy(c.Context(), o, checks)
 		},
