@@ -124,7 +124,7 @@ func (s Shipper) underlay(ctx context.Context, dir string, besides []fs.FileInfo
 			return err
 		}
 	default:
-		return refuse(rollout.ReasonInvalid, fieldRunner, "name its image with --runner-image or $SLUICE_RUNNER_IMAGE", "images need Sluice's runner")
+		return refuse(rollout.ReasonInvalid, fieldRunner, "name its image with --runner-image or $SLUICE_RUNNER_IMAGE", "images need the runner")
 	}
 	env := p.Package.Manifest.Environment
 	if env.Dockerfile == "" {
