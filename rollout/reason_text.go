@@ -53,7 +53,7 @@ func Reasons() []struct {
 		{ReasonWrongPlatform, "The base image or the runner is not for the platform that the image is made for."},
 		{ReasonBuildFailed, "A step of the environment's build failed; the message has its output's end, and where the log is."},
 		{ReasonNoBuilder, "Neither a buildkitd nor a Docker engine can be reached to build the environment."},
-		{ReasonDiskFull, "No disk space is left, at the builder or where a model is fetched to."},
+		{ReasonDiskFull, "No disk space is left: at the builder, where a model is fetched to, or where an image is written."},
 		{ReasonModelMissing, "The `uri` of a model names nothing that is there, or no model."},
 		{ReasonModelUnreachable, "A model cannot be fetched from where its `uri` says."},
 		{ReasonModelMismatch, "What a model's `uri` gives has another SHA-256 than the manifest says."},

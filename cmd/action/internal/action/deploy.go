@@ -34,6 +34,7 @@ func (r *run) shipper() (image.Shipper, error) {
 		Client: r.client(), Registry: r.in.text["registry"], PullRegistry: r.in.text["pull-registry"], GlobalRegistry: r.in.text["global-registry"],
 		Endpoint: r.in.text["endpoint"], BaseImage: r.in.text["base-image"], Platform: r.in.text["platform"], Rebuild: r.in.is("rebuild"),
 		RunnerImage: r.in.text["runner-image"], Source: r.from.source(), SourceURL: r.from.url, Stage: r.stage, Manifest: r.given,
+		ModelQuery: func(model string) string { return lookup(r.env, project.ModelQueryVariable(model)) },
 	}
 	b := build.Builder{Address: r.in.text["builder"], Keychain: r.keychain(), Progress: r.progress}
 	s.Builder = b
