@@ -156,6 +156,11 @@ func (r *run) maskSecrets() {
 			r.r.mask(r.in.text[i.name])
 		}
 	}
+	for _, kv := range r.env {
+		if name, value, _ := strings.Cut(kv, "="); strings.HasPrefix(name, project.ModelQueryVariable("")) {
+			r.r.mask(value)
+		}
+	}
 	if k := r.in.text["kubeconfig"]; isKubeconfig(k) {
 		for _, secret := range kubeconfigSecrets([]byte(k)) {
 			r.r.mask(secret)
