@@ -42,6 +42,7 @@ func Reasons() []struct {
 		{ReasonTooOld, "The command is older than the journal remembers."},
 		{ReasonVersionChanged, "The treatment was replaced after the command was written; nothing was done."},
 		{ReasonFork, "The pull request comes from a fork: its code is packaged and checked, and never deployed by its workflow."},
+		{ReasonRolledBack, "The version was rolled back: the same deploy again does not let it in again."},
 		{ReasonSecretFile, "A file looks like a secret and would have been shipped."},
 		{ReasonUnsafeFile, "A file cannot be shipped: it leaves the tree, is no regular file, or cannot be read."},
 		{ReasonTooManyModels, "A project has at most 1,000 models."},
