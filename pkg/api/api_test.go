@@ -665,6 +665,15 @@ func TestSlowBodies(t *testing.T) {
 		line, _, _ := strings.Cut(string(b), "\r\n")
 		return line
 	}
+	w.add(fraud, "v1", 'a', 74)
+	known := slow(func() string {
+		var s wire.Token
+		r := w.do(h, http.MethodPost, wire.TokenPath, w.issuer.Sign(w.claims()), "")
+		if err := json.Unmarshal(r.body, &s); err != nil {
+			t.Fatal(err)
+		}
+		return s.AccessToken
+	}(), wire.Endpoint(fraud)+":hold")
 	var conns []net.Conn
 	for range 200 {
 		conns = append(conns, slow("", wire.TokenPath))
@@ -697,6 +706,12 @@ func TestSlowBodies(t *testing.T) {
 	began = time.Now()
 	if got := answer(slow(w.issuer.Sign(w.claims()), wire.TokenPath)); !strings.Contains(got, " 400 ") || time.Since(began) > 6*time.Second {
 		t.Errorf("%q after %s", got, time.Since(began))
+	}
+	// One with a session has longer.
+	fmt.Fprintf(known, "%-100s", `{"reason": "on a slow line"}`)
+	line := make([]byte, 15)
+	if _, err := io.ReadFull(known, line); err != nil || string(line) != "HTTP/1.1 200 OK" {
+		t.Errorf("%q, %v", line, err)
 	}
 }
 

@@ -220,7 +220,7 @@ const deliveries = "/webhooks/github"
 // hasty waits for no body that is not a delivery's: who needs more time gives it, once the sender is known.
 func hasty(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != deliveries && r.ContentLength != 0 {
+		if r.ContentLength != 0 && (r.URL.Path != deliveries || r.Method != http.MethodPost) {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(otherTimeout)) // a connection has deadlines
 		}
 		next.ServeHTTP(w, r)
