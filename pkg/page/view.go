@@ -227,6 +227,12 @@ func viewEndpoint(e *rollout.Endpoint, now time.Time) *endpointView {
 	for i := range e.Spec.Versions {
 		v.Versions = append(v.Versions, viewVersion(e, &e.Spec.Versions[i], shares, class))
 	}
+	if t := e.Status.Traffic; t != nil && t.Seconds > 0 {
+		v.Measured, v.Seconds = t.At, t.Seconds
+		for i := range v.Versions {
+			v.Versions[i].Traffic = viewTraffic(t, v.Versions[i].Name)
+		}
+	}
 	changes := record(e)
 	v.Ramp = ramp(e, changes, class, now)
 	v.Strategy = strategy(e)
@@ -309,6 +315,25 @@ func viewVersion(e *rollout.Endpoint, v *rollout.Version, shares map[string]roll
 	}
 	if st.PlannedPercent > shares[v.Name] {
 		out.Planned = st.PlannedPercent.String()
+	}
+	return out
+}
+
+func viewTraffic(t *rollout.TrafficStatus, name string) *trafficView {
+	i := slices.IndexFunc(t.Versions, func(v rollout.VersionTraffic) bool { return v.Name == name })
+	if i < 0 {
+		return nil
+	}
+	m := t.Versions[i]
+	out := &trafficView{Requests: number(m.Requests), Failed: number(m.Failed), P50: "–", P99: "–"}
+	if m.Failed > 0 && m.Requests > 0 {
+		out.FailedPercent = rounded(100 * float64(m.Failed) / float64(m.Requests))
+	}
+	if m.P50 != "" {
+		out.P50 = m.P50 + " ms"
+	}
+	if m.P99 != "" {
+		out.P99 = m.P99 + " ms"
 	}
 	return out
 }
