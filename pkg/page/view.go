@@ -23,22 +23,21 @@ type part struct {
 type state struct{ Word, Class string }
 
 type row struct {
-	Namespace, Name    string
-	Control, Treatment string
-	Share              string
-	Parts              []part
-	Label              string
-	Ready              string
-	State              state
+	Namespace, Name string
+	Control         string
+	Treatments      []part
+	Parts           []part
+	Label           string
+	Ready           string
+	State           state
 }
 
 type listView struct {
-	Rows             []row
-	Total            int
-	Page, Pages      int
-	Previous, Next   int
-	From, To         int
-	SeveralNamespace bool
+	Rows           []row
+	Total          int
+	Pages          int
+	Previous, Next int
+	From, To       int
 }
 
 func viewList(all []*rollout.Endpoint, page int) *listView {
@@ -46,7 +45,7 @@ func viewList(all []*rollout.Endpoint, page int) *listView {
 	page = min(page, pages)
 	from := (page - 1) * perPage
 	shown := all[from:min(from+perPage, len(all))]
-	v := &listView{Total: len(all), Page: page, Pages: pages, From: from + 1, To: from + len(shown)}
+	v := &listView{Total: len(all), Pages: pages, From: from + 1, To: from + len(shown)}
 	if page > 1 {
 		v.Previous = page - 1
 	}
@@ -59,13 +58,11 @@ func viewList(all []*rollout.Endpoint, page int) *listView {
 			r.Control = c.Name
 		}
 		shares := sharesNow(e)
-		var names, parts []string
 		for i := range e.Spec.Versions {
 			if t := &e.Spec.Versions[i]; t.Type == rollout.Treatment {
-				names, parts = append(names, t.Name), append(parts, shares[t.Name].String()+" %")
+				r.Treatments = append(r.Treatments, part{Name: t.Name, Percent: shares[t.Name]})
 			}
 		}
-		r.Treatment, r.Share = strings.Join(names, ", "), strings.Join(parts, ", ")
 		r.Parts, r.Label = bar(e, shares, classes(e))
 		ready, of := 0, 0
 		for _, s := range e.Status.Versions {
@@ -393,7 +390,7 @@ func digits(s string) string {
 func number(n int64) string {
 	s := strconv.FormatInt(n, 10)
 	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
-		s = s[:i] + "\u202f" + s[i:]
+		s = s[:i] + "," + s[i:]
 	}
 	return s
 }
