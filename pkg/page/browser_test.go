@@ -22,37 +22,44 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"github.com/sluice-dev/sluice/pkg/api"
+	"github.com/sluice-dev/sluice/pkg/autoscale"
 	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/cluster/memory"
+	"github.com/sluice-dev/sluice/pkg/control"
+	"github.com/sluice-dev/sluice/pkg/telemetry"
 	"github.com/sluice-dev/sluice/pkg/webhook"
+	"github.com/sluice-dev/sluice/rollout"
+	"github.com/sluice-dev/sluice/rollout/verdict"
 )
 
-// serveControlPlane runs the role api with the page, as the programs do, and gives its address.
-func serveControlPlane(t *testing.T, store cluster.Store, mode Mode) string {
+// serveControlPlane runs the role api with the page, as the programs do, until stop is called, at the latest when the test ends.
+func serveControlPlane(t *testing.T, store cluster.Store, address string) (url string, stop func()) {
 	t.Helper()
-	ctx, stop := context.WithCancel(context.Background())
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ctx, cancel := context.WithCancel(context.Background())
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := New(ctx, Options{Store: store, Mode: mode, Next: api.Off()})
+	p, err := New(ctx, Options{Store: store, Mode: ModeLoopback, Next: api.Off()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
 	go func() {
-		ended <- webhook.Run(ctx, webhook.Options{Roles: []webhook.Role{webhook.RoleAPI}, Listener: l, Store: store, API: p, Ending: p.Close, Logger: slog.New(slog.DiscardHandler), Grace: 5 * time.Second})
+		ended <- webhook.Run(ctx, webhook.Options{Roles: []webhook.Role{webhook.RoleAPI}, Listener: l, Store: store, API: p, Ending: p.Close, Grace: 20 * time.Second})
 	}()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		began := time.Now()
-		stop()
+		cancel()
 		if err := <-ended; err != nil {
 			t.Errorf("the control plane ended with %v", err)
 		}
-		if took := time.Since(began); took > 3*time.Second {
+		if took := time.Since(began); took > 10*time.Second {
 			t.Errorf("the end took %s: open streams held it up", took)
 		}
 	})
-	return "http://" + l.Addr().String()
+	t.Cleanup(stop)
+	return "http://" + l.Addr().String(), stop
 }
 
 // browser is a tab of a real Chromium, and what it complained about.
@@ -184,7 +191,7 @@ func (b *browser) shoot(name string) {
 // than the window, no complaint of the browser, not about the policy either.
 func TestInChromium(t *testing.T) {
 	b := openBrowser(t)
-	url := serveControlPlane(t, tell(t, time.Now()), ModeLoopback)
+	url, _ := serveControlPlane(t, tell(t, time.Now()), "127.0.0.1:0")
 	for _, path := range []string{"/", "/endpoints/models/fraud", "/endpoints/models/churn", "/endpoints/models/ranking", "/endpoints/models/pricing-with-a-rather-long-name", "/endpoints/speech/transcribe"} {
 		b.look(1280, "light")
 		b.navigate(url + path)
@@ -207,4 +214,139 @@ func TestInChromium(t *testing.T) {
 			t.Errorf("%s: the browser says %q", path, said)
 		}
 	}
+}
+
+// metered is one router whose versions answer well, so and so many requests each time that it is asked.
+type metered struct {
+	store    cluster.Reader
+	mu       sync.Mutex
+	began    time.Time
+	requests map[string]int64
+	evidence map[string]*verdict.Evidence
+}
+
+func (m *metered) Reports(ctx context.Context) ([]telemetry.Report, error) {
+	e, err := m.store.Get(ctx, fraud)
+	if err != nil {
+		return nil, nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := telemetry.Report{Epoch: "one", Elapsed: time.Since(m.began)}
+	control := e.Spec.ByRole(rollout.Control)
+	for _, s := range e.Spec.Shares() {
+		v := e.Spec.Version(s.Name)
+		if s.Percent > 0 {
+			m.requests[s.Name] += 40
+		}
+		r.Versions = append(r.Versions, telemetry.VersionReport{Endpoint: fraud, Version: s.Name, Requests: m.requests[s.Name], P50Seconds: 0.012, P99Seconds: 0.05, AppliedPercent: s.Percent})
+		if v.Type != rollout.Treatment || control == nil || e.Spec.Strategy == nil {
+			continue
+		}
+		p := verdict.ParamsOf(*e.Spec.Strategy)
+		ev := m.evidence[s.Name]
+		if ev == nil {
+			ev = new(verdict.New(p))
+			m.evidence[s.Name] = ev
+		}
+		if s.Percent > 0 {
+			ev.ObserveGood(verdict.Treatment, 40)
+			ev.ObserveGood(verdict.Control, 40)
+		}
+		r.Evidence = append(r.Evidence, telemetry.EvidenceReport{Endpoint: fraud, Treatment: s.Name, Key: string(verdict.KeyOf(v.Revision(), control.Revision(), p)), Saved: ev.Save()})
+	}
+	return []telemetry.Report{r}, nil
+}
+
+// TestLiveInChromium: a page that was opened before follows a rollout by the real control role to its end, a hold, and a
+// restart of the server, and is never loaded again.
+func TestLiveInChromium(t *testing.T) {
+	b := openBrowser(t)
+	store, fleet := memory.NewStore(), memory.NewFleet(memory.Behaviour{ReadyAfter: 50 * time.Millisecond})
+	routers := &metered{store: store, began: time.Now(), requests: map[string]int64{}, evidence: map[string]*verdict.Evidence{}}
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := control.Run(ctx, control.Options{Store: store, Fleets: fleet, Keys: memory.NewKeys(), Routers: routers, Logger: slog.New(slog.DiscardHandler)}); err != nil {
+			t.Errorf("control: %v", err)
+		}
+	})
+	wg.Go(func() {
+		_ = autoscale.Run(ctx, autoscale.Options{Endpoints: store, Fleets: fleet, Scaler: fleet, Routers: routers, Logger: slog.New(slog.DiscardHandler)})
+	})
+	defer wg.Wait()
+	defer stop()
+	url, restart := serveControlPlane(t, store, "127.0.0.1:0")
+	n := 0
+	edit := func(op rollout.Op) {
+		t.Helper()
+		n++
+		for { // the control role writes as well
+			e, err := store.Get(ctx, fraud)
+			if err != nil {
+				t.Fatal(err)
+			}
+			next, _, err := rollout.Apply(e, rollout.Request{ID: fmt.Sprint("person-", n), Actor: "github:alice", At: time.Now(), Force: true}, op)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err = store.Update(ctx, next); err == nil {
+				return
+			} else if !errors.Is(err, cluster.ErrConflict) {
+				t.Fatal(err)
+			}
+		}
+	}
+
+	b.look(1280, "light")
+	b.navigate(url + "/")
+	b.until("the list is live", `document.getElementById("live").textContent === "live"`)
+	if text := evaluate[string](b, "document.body.innerText"); !strings.Contains(text, "There are no endpoints yet") {
+		t.Errorf("an empty list says %s", text)
+	}
+	evaluate[bool](b, "window.stays = true")
+	s := &story{t: t, store: store, now: time.Now()}
+	s.begin("models", "fraud")
+	requests := int64(100)
+	steps := []rollout.Step{{Percent: rollout.OnePercent}, {Percent: 10 * rollout.OnePercent}, {Percent: 50 * rollout.OnePercent}}
+	for i := range steps {
+		steps[i].MinRequests, steps[i].MinDuration = &requests, rollout.Duration(1500*time.Millisecond)
+	}
+	s.deploy(0, "sha-0000001", 1, 0, &rollout.Strategy{Steps: steps})
+	if _, err := store.Create(ctx, s.e); err != nil {
+		t.Fatal(err)
+	}
+	b.until("the new endpoint is in the list", `document.querySelector('a[href="/endpoints/models/fraud"]') && window.stays`)
+
+	b.navigate(url + "/endpoints/models/fraud")
+	b.until("the endpoint is live", `document.getElementById("live").textContent === "live" && document.querySelector("#shares .pill.good")`)
+	evaluate[bool](b, `(window.stays = true, window.seen = [], new MutationObserver(() => {
+		const row = [...document.querySelectorAll("#shares tbody tr")].find((r) => r.textContent.includes("pr-2-0000002"));
+		const share = row && row.querySelector(".figure").textContent;
+		if (share && window.seen.at(-1) !== share) window.seen.push(share);
+	}).observe(document.body, {subtree: true, childList: true}), document.querySelector("#about details").open = true)`)
+	edit(rollout.Deploy{Version: rollout.Version{Name: "pr-2-0000002", Image: image(2), Source: rollout.Source{RepositoryID: 74, PullRequest: 2}}})
+	role := rollout.Treatment
+	edit(rollout.Update{Version: "pr-2-0000002", Type: &role})
+	b.until("the treatment has 10 %", `window.seen.includes("10 %")`)
+	b.shoot("live")
+	b.until("it is promoted", `window.seen.at(-1) === "100 %" && document.querySelector("#history").textContent.includes("promote pr-2-0000002")`)
+	if seen := evaluate[[]string](b, "window.seen"); strings.TrimPrefix(strings.Join(seen, ", "), "0 %, ") != "1 %, 10 %, 50 %, 100 %" {
+		t.Errorf("the page showed %q", seen)
+	}
+	b.until("requests are counted", `[...document.querySelectorAll('td[data-label="Requests"]')].some((e) => Number(e.textContent.replace(",", "")) >= 40)`)
+	edit(rollout.Hold{Reason: "<b>lunch</b>"})
+	b.until("the hold is shown", `document.querySelector(".banner") && document.querySelector(".banner").textContent.includes("Held by github:alice. <b>lunch</b>")`)
+	if said := b.complaints(); len(said) > 0 {
+		t.Errorf("the browser says %q", said)
+	}
+	if !evaluate[bool](b, `window.stays && document.querySelector("#about details").open`) {
+		t.Error("the page was loaded anew, or closed what was open")
+	}
+
+	restart()
+	b.until("it notices", `document.getElementById("live").className.includes("lost")`)
+	edit(rollout.Resume{})
+	serveControlPlane(t, store, strings.TrimPrefix(url, "http://"))
+	b.until("it is live again, and has what it missed", `document.getElementById("live").textContent === "live" && !document.querySelector(".banner") && window.stays`)
 }

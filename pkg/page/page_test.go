@@ -322,6 +322,10 @@ func serveEvents(t *testing.T, store *memory.Store, edit func(*Page)) (*Page, *h
 		p.hub.run(ctx, store, p.o.Logger)
 	}()
 	srv := httptest.NewUnstartedServer(p)
+	srv.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		_ = c.(*net.TCPConn).SetWriteBuffer(4096)
+		return ctx
+	}
 	srv.Config.ReadTimeout, srv.Config.WriteTimeout = 100*time.Millisecond, 100*time.Millisecond
 	srv.Start()
 	t.Cleanup(func() {
@@ -408,12 +412,8 @@ func shift(t *testing.T, store *memory.Store, key rollout.Key, id string, op rol
 	if err != nil {
 		t.Fatal(err)
 	}
-	next, err = store.Update(t.Context(), next)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rollout.RecordHistory(&next.Status, next.Spec.Changes) // as the control role does
-	if _, err := store.UpdateStatus(t.Context(), next); err != nil {
+	next.Spec.Changes = next.Spec.Changes[max(0, len(next.Spec.Changes)-5):] // nothing moves them to the history here
+	if _, err := store.Update(t.Context(), next); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -239,6 +239,13 @@ func ramp(e *rollout.Endpoint, changes []rollout.Change, class func(string) stri
 	if len(moments) == 0 {
 		return nil
 	}
+	inner := class
+	class = func(name string) string {
+		if k := inner(name); name != of || k != "k-other" {
+			return k
+		}
+		return "k-treatment1" // it was one
+	}
 	v := &rampView{Of: of, Start: moments[0].change.At, End: end, Running: running}
 	v.draw(moments, class)
 	v.mark(moments, about, class(of))

@@ -349,7 +349,11 @@ func viewEvidence(e *rollout.Endpoint, ev rollout.EvidenceStatus, class string) 
 	out.Sentence = fmt.Sprintf("%s of %s requests to %s were bad, and %s of %s to the control.",
 		digits(ev.Bad), digits(ev.Requests), ev.Treatment, digits(ev.ControlBad), digits(ev.ControlRequests))
 	if f, err := strconv.ParseFloat(ev.BadUpperBound, 64); err == nil && !math.IsNaN(f) {
-		out.Sentence += fmt.Sprintf(" Its rate of bad requests is at most %s %%.", rounded(f))
+		out.Sentence += fmt.Sprintf(" Its rate of bad requests is at most %s %%", rounded(f))
+		if s.Gate == rollout.GateVerdict {
+			out.Sentence += fmt.Sprintf("; below %s %% it may be promoted, too", short(*s.MaxBadPercent))
+		}
+		out.Sentence += "."
 	}
 	if s.Gate == rollout.GateNone {
 		return out
