@@ -173,6 +173,11 @@ type rampView struct {
 
 type line struct{ X1, Y1, X2, Y2, Class string }
 
+// level says whether the line leads there at one height.
+func (l line) level(class, x, y string) bool {
+	return l.Class == class && l.X2 == x && l.Y1 == y && l.Y2 == y
+}
+
 // keyed is a version and the class of its colour.
 type keyed struct{ Name, Class string }
 
@@ -302,7 +307,11 @@ func (v *rampView) draw(moments []moment, class func(string) string) {
 			if i+1 < len(moments) {
 				until = moments[i+1].change.At
 			}
-			v.Lines = append(v.Lines, line{v.x(m.change.At), v.y(p), v.x(until), v.y(p), k})
+			if n := len(v.Lines); n > 0 && v.Lines[n-1].level(k, v.x(m.change.At), v.y(p)) {
+				v.Lines[n-1].X2 = v.x(until) // goes on
+			} else {
+				v.Lines = append(v.Lines, line{v.x(m.change.At), v.y(p), v.x(until), v.y(p), k})
+			}
 			if i+1 < len(moments) {
 				if next, known := moments[i+1].shares[name]; known && next != p {
 					v.Lines = append(v.Lines, line{v.x(until), v.y(p), v.x(until), v.y(next), k})
