@@ -166,6 +166,10 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	show, err := page.ParseMode(c.page)
+	if err != nil {
+		return err
+	}
 	o := webhook.Options{Roles: roles, Logger: log, Grace: c.grace}
 	if slices.Contains(roles, webhook.RoleGitHub) {
 		if o.Secrets, err = c.secrets(); err != nil {
@@ -184,10 +188,6 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		if serveAPI, err = c.api(); err != nil {
 			return err
 		}
-	}
-	show, err := page.ParseMode(c.page)
-	if err != nil {
-		return err
 	}
 	wire := wireLocal
 	if c.target == process.TargetKubernetes {
