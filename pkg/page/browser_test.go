@@ -207,6 +207,9 @@ func TestInChromium(t *testing.T) {
 				if wide.Page > wide.Window || len(wide.Out) > 0 || int64(wide.Window) != width {
 					t.Errorf("%s at %d px: the window has %d px, the page %d; too wide: %q", path, width, wide.Window, wide.Page, wide.Out)
 				}
+				for _, bad := range evaluate[[]string](b, unreadable) {
+					t.Errorf("%s at %d px, %s: %s", path, width, scheme, bad)
+				}
 				b.shoot(fmt.Sprintf("%s-%d-%s", strings.Trim(strings.ReplaceAll(path, "/", "-"), "-")+"page", width, scheme))
 			}
 		}
@@ -214,7 +217,43 @@ func TestInChromium(t *testing.T) {
 			t.Errorf("%s: the browser says %q", path, said)
 		}
 	}
+	_, err := chromedp.Call(b.ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
+	b.do(err)
+	b.navigate(url + "/endpoints/models/fraud")
+	if text := evaluate[string](b, "document.body.innerText"); !strings.Contains(text, "as of 20") || !strings.Contains(text, "13 of 7,381 requests") || strings.Contains(text, "min ago") {
+		t.Errorf("without scripts it says %s", text)
+	}
 }
+
+// unreadable lists texts with less contrast to what is behind them than 4.5:1 (WCAG 2.2, 1.4.3), pictures without words, and
+// tables that have lost their roles.
+const unreadable = `(() => {
+	const rgba = (s) => (s.match(/[\d.]+/g) || []).map(Number);
+	const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+	const behind = (e) => {
+		for (; e; e = e.parentElement) {
+			const c = rgba(getComputedStyle(e).backgroundColor);
+			if (c.length === 3 || c[3] === 1) return c;
+		}
+		return [255, 255, 255];
+	};
+	const out = [];
+	for (const e of document.querySelectorAll("body *")) {
+		if (e.closest("svg") || !e.checkVisibility() || ![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) continue;
+		const [a, b] = [light(rgba(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
+		const ratio = (a + 0.05) / (b + 0.05);
+		if (ratio < 4.5) out.push("contrast " + ratio.toFixed(2) + " of " + e.outerHTML.slice(0, 80));
+	}
+	for (const e of document.querySelectorAll("svg")) {
+		if (e.getAttribute("aria-hidden") !== "true" && !(e.getAttribute("role") === "img" && e.getAttribute("aria-label"))) out.push("no words for " + e.outerHTML.slice(0, 80));
+	}
+	for (const [what, role] of [["table", "table"], ["tr", "row"], ["td", "cell"], ["thead th", "columnheader"], ["tbody th", "rowheader"]]) {
+		for (const e of document.querySelectorAll(what)) if (e.getAttribute("role") !== role) out.push("no role " + role + ": " + e.outerHTML.slice(0, 80));
+	}
+	for (const e of document.querySelectorAll("table")) if (!e.caption) out.push("a table without caption");
+	if (document.querySelectorAll("h1").length !== 1) out.push("not one heading");
+	return out;
+})()`
 
 // metered is one router whose versions answer well, so and so many requests each time that it is asked.
 type metered struct {
