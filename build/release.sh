@@ -30,7 +30,10 @@ programs() {
   for arch in ${ARCHITECTURES:-amd64 arm64}; do
     mkdir "$work/$arch"
     for program in sluice action runner router webhook; do
-      CGO_ENABLED=0 GOOS=linux GOARCH=$arch go build -tags grpcnotrace -trimpath -ldflags "-s -w" -o "$work/$arch/$program" "./cmd/$program"
+      flags="-s -w"
+      # What the log of a step names.
+      [ $program != action ] || flags="$flags -X github.com/sluice-dev/sluice/cmd/action/internal/action.revision=$(git rev-parse HEAD)"
+      CGO_ENABLED=0 GOOS=linux GOARCH=$arch go build -tags grpcnotrace -trimpath -ldflags "$flags" -o "$work/$arch/$program" "./cmd/$program"
     done
     archive "$out/sluice_linux_$arch.tar.gz" "$work/$arch" sluice runner router webhook
     archive "$out/sluice-action_linux_$arch.tar.gz" "$work/$arch" action runner

@@ -40,6 +40,7 @@ const (
 	ReasonTooOld          Reason = "too_old"
 	ReasonVersionChanged  Reason = "version_changed"
 	ReasonFork            Reason = "fork_pull_request"
+	ReasonRolledBack      Reason = "rolled_back"
 	ReasonSecretFile      Reason = "secret_file"
 	ReasonUnsafeFile      Reason = "unsafe_file"
 	ReasonTooManyModels   Reason = "too_many_models"

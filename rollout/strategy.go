@@ -52,8 +52,8 @@ type Plan struct {
 // Next decides what the endpoint's strategy does now. It is pure: the same
 // endpoint and view give the same plan. Order of precedence: recording an edit from
 // outside, which holds; the automatic
-// rollback of any treatment that is judged worse; the end of a standby; then the
-// oldest treatment's steps.
+// rollback of any treatment that is judged worse; the end of a standby; then the steps of the
+// oldest treatment that is not overtaken.
 func Next(e *Endpoint, v View) Plan {
 	p := Plan{Planned: planned(&e.Spec)}
 	if e.Spec.ForeignEdit() && e.Spec.Strategy != nil && activeTreatment(&e.Spec) != nil {
@@ -120,12 +120,20 @@ func expired(s *Spec, now time.Time) Op {
 	return Retire{Version: sb.Name}
 }
 
-// activeTreatment is the one that the strategy runs on: the oldest.
+// Overtaken says whether a treatment is older than the control, because somebody has promoted a later version before it.
+// The strategy leaves it alone: by its evidence it could be let in for not being worse, and take back what the later one has
+// brought. A person may still promote it, and it is still rolled back for being worse.
+func Overtaken(s *Spec, v *Version) bool {
+	c := s.ByRole(Control)
+	return v.Type == Treatment && c != nil && v.CreatedAt.Before(c.CreatedAt)
+}
+
+// activeTreatment is the one that the strategy runs on: the oldest that is not overtaken.
 func activeTreatment(s *Spec) *Version {
 	var out *Version
 	for i := range s.Versions {
 		v := &s.Versions[i]
-		if v.Type == Treatment && (out == nil || v.CreatedAt.Before(out.CreatedAt)) {
+		if v.Type == Treatment && !Overtaken(s, v) && (out == nil || v.CreatedAt.Before(out.CreatedAt)) {
 			out = v
 		}
 	}
@@ -134,7 +142,7 @@ func activeTreatment(s *Spec) *Version {
 
 // Queued says whether the strategy waits with this treatment for an older one.
 func Queued(s *Spec, v *Version) bool {
-	return s.Strategy != nil && v.Type == Treatment && activeTreatment(s) != v
+	return s.Strategy != nil && v.Type == Treatment && !Overtaken(s, v) && activeTreatment(s) != v
 }
 
 type stepper struct {

@@ -1,6 +1,7 @@
 package rollout_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -321,4 +322,79 @@ func TestResumeAfterTheDeadlineGivesTimeAnew(t *testing.T) {
 	r.expect("traffic b 10", rollout.ReasonStepComplete)
 	r.now = r.now.Add(24 * time.Hour)
 	r.expect("hold", rollout.ReasonDeadline)
+}
+
+// A treatment that a later version was promoted past is left alone by the strategy, and makes room for a seventh version; it
+// is still rolled back for being worse.
+func TestOvertakenTreatment(t *testing.T) {
+	at := time.Date(2026, 11, 26, 8, 0, 0, 0, time.UTC)
+	e := &rollout.Endpoint{Metadata: rollout.Metadata{Namespace: "models", Name: "fraud"}}
+	n := 0
+	apply := func(op rollout.Op) {
+		t.Helper()
+		n++
+		at = at.Add(time.Minute)
+		next, _, err := rollout.Apply(e, rollout.Request{ID: fmt.Sprint("c", n), Actor: "tester", At: at, Force: true}, op)
+		if err != nil {
+			t.Fatalf("%s: %v", op, err)
+		}
+		e = next
+		e.Status.History, e.Spec.Changes = append(e.Status.History, e.Spec.Changes...), nil
+	}
+	treatment := rollout.Treatment
+	strategy := &rollout.Strategy{Steps: []rollout.Step{{Percent: 10 * rollout.OnePercent}}}
+	deploy := func(name string) rollout.Deploy {
+		return rollout.Deploy{Version: rollout.Version{Name: name, Image: "r/x@sha256:" + strings.Repeat("1", 64), Source: rollout.Source{Commit: name}}, Strategy: strategy}
+	}
+	apply(deploy("one"))
+	for _, name := range []string{"old", "new"} {
+		apply(deploy(name))
+		apply(rollout.Update{Version: name, Type: &treatment})
+	}
+	apply(rollout.Promote{Version: "new"})
+	if !rollout.Overtaken(&e.Spec, e.Spec.Version("old")) || rollout.Queued(&e.Spec, e.Spec.Version("old")) {
+		t.Errorf("the older treatment is not overtaken: %+v", e.Spec.Versions)
+	}
+	good := rollout.View{Now: at, Judgements: map[string]rollout.Judgement{"old": {Verdict: rollout.VerdictNotWorse, Rule: rollout.ReasonNotWorse, Requests: 1e6}}}
+	if p := rollout.Next(e, good); p.Op != nil {
+		t.Errorf("the strategy does %s", p.Op)
+	}
+	bad := rollout.View{Now: at, Judgements: map[string]rollout.Judgement{"old": {Verdict: rollout.VerdictWorse, Rule: rollout.ReasonWorse}}}
+	if p := rollout.Next(e, bad); p.Op == nil || p.Op.String() != "rollback old" {
+		t.Errorf("judged worse, the strategy does %v", p.Op)
+	}
+	// The strategy runs on a younger one instead.
+	apply(deploy("younger"))
+	apply(rollout.Update{Version: "younger", Type: &treatment})
+	if p := rollout.Next(e, rollout.View{Now: at, Judgements: map[string]rollout.Judgement{"younger": {Verdict: rollout.VerdictUndecided}}}); p.Rollout.Treatment != "younger" {
+		t.Errorf("the strategy runs on %q", p.Rollout.Treatment)
+	}
+	for _, name := range []string{"five", "six"} {
+		apply(deploy(name))
+		apply(rollout.Update{Version: name, Type: &treatment})
+	}
+	apply(deploy("seven"))
+	if e.Spec.Version("old") != nil || e.Spec.Version("seven") == nil {
+		t.Errorf("the overtaken one did not make room: %+v", e.Spec.Versions)
+	}
+}
+
+// A workflow that is run again is older than what came after it.
+func TestOlderRunOfThePullRequest(t *testing.T) {
+	e := &rollout.Endpoint{Metadata: rollout.Metadata{Namespace: "models", Name: "fraud"}}
+	deploy := func(name string, run int64) error {
+		next, _, err := rollout.Apply(e, rollout.Request{ID: name, Actor: "tester", At: time.Now()}, rollout.Deploy{Version: rollout.Version{
+			Name: name, Image: "r/x@sha256:" + strings.Repeat("1", 64), Source: rollout.Source{RepositoryID: 7, PullRequest: 3, Commit: name, RunID: run},
+		}})
+		if err == nil {
+			e = next
+		}
+		return err
+	}
+	if err := errors.Join(deploy("pr-3-b", 11), deploy("pr-3-c", 12)); err != nil {
+		t.Fatal(err)
+	}
+	if err := deploy("pr-3-a", 10); rollout.ReasonOf(err) != rollout.ReasonSuperseded {
+		t.Errorf("an older run: %v", err)
+	}
 }

@@ -483,6 +483,12 @@ func (o Deploy) apply(w *work) (string, error) {
 	if v.Source.PullRequest != 0 {
 		for i := range w.spec.Versions {
 			old := &w.spec.Versions[i]
+			same := old.Source.PullRequest == v.Source.PullRequest && old.Source.RepositoryID == v.Source.RepositoryID
+			// A workflow that is run again keeps its number: what came later is not to make way for it.
+			if same && v.Source.RunID != 0 && old.Source.RunID > v.Source.RunID {
+				return "", refuse(ReasonSuperseded, "version", "nothing is to be done: the newer one takes its place",
+					"%s of the same pull request was deployed by run %d, which is newer than %d", old.Name, old.Source.RunID, v.Source.RunID)
+			}
 			if old.Type == Treatment && old.Source.PullRequest == v.Source.PullRequest && old.Source.RepositoryID == v.Source.RepositoryID {
 				w.retire(old)
 				notes = append(notes, old.Name+", the pull request's earlier treatment, is retired")
@@ -500,14 +506,24 @@ func (o Deploy) apply(w *work) (string, error) {
 	return strings.Join(notes, "; "), nil
 }
 
-// evict removes the oldest untyped version with claim 0 that is not the default.
+// evict removes the oldest untyped version with claim 0 that is not the default; without one the oldest
+// treatment with claim 0 that is overtaken.
 func (w *work) evict() (string, error) {
-	found := -1
-	for i := range w.spec.Versions {
-		v := &w.spec.Versions[i]
-		if !w.spec.Active(v) && (found < 0 || v.CreatedAt.Before(w.spec.Versions[found].CreatedAt)) {
-			found = i
+	oldest := func(may func(*Version) bool) int {
+		found := -1
+		for i := range w.spec.Versions {
+			v := &w.spec.Versions[i]
+			if may(v) && (found < 0 || v.CreatedAt.Before(w.spec.Versions[found].CreatedAt)) {
+				found = i
+			}
 		}
+		return found
+	}
+	found := oldest(func(v *Version) bool { return !w.spec.Active(v) })
+	if found < 0 {
+		found = oldest(func(v *Version) bool {
+			return v.TrafficPercentile == 0 && Overtaken(w.spec, v) && w.spec.Default() != v
+		})
 	}
 	if found < 0 {
 		var all []string

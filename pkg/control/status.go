@@ -116,8 +116,13 @@ func (r *Reconciler) report(ctx context.Context, e *rollout.Endpoint, fleets map
 		if p, ok := plan.Planned[v.Name]; ok {
 			v.PlannedPercent = p
 		}
-		if spec := e.Spec.Version(v.Name); v.Reason == "" && v.State == rollout.StateReady && rollout.Queued(&e.Spec, spec) {
+		spec := e.Spec.Version(v.Name)
+		switch {
+		case v.Reason != "" || v.State != rollout.StateReady:
+		case rollout.Queued(&e.Spec, spec):
 			v.Reason, v.Message = rollout.ReasonQueued, "waits for an older treatment"
+		case e.Spec.Strategy != nil && rollout.Overtaken(&e.Spec, spec):
+			v.Reason, v.Message = rollout.ReasonSuperseded, "is older than the control: promote it by hand, or delete it"
 		}
 	}
 	if r.ScoringURI != nil {

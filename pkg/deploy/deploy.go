@@ -239,9 +239,12 @@ func (d *deployment) run(ctx context.Context) (Result, error) {
 	}
 	res := Result{Endpoint: d.key, Version: d.ship.Name, Image: e.Spec.Version(d.ship.Name).Image, Changed: out.Changed, First: first, Message: out.Message, ScoringURI: e.Status.ScoringURI}
 	if v := e.Spec.Version(d.ship.Name); !out.Changed {
+		rolledBack := failedBefore(e, v.Name)
 		switch {
 		case !v.RetiredAt.IsZero():
-			return res, failedBefore(e, v.Name)
+			return res, rolledBack
+		case v.Type == rollout.Untyped && rollout.ReasonOf(rolledBack) == rollout.ReasonRolledBack:
+			return res, rolledBack
 		case v.Type != rollout.Untyped && d.Timeout > 0:
 			e, err := d.ready(ctx) // it has had its part already, but does it serve?
 			if err == nil && first {
@@ -368,26 +371,72 @@ func (d *deployment) enter(ctx context.Context) (string, error) {
 	if d.Type != nil {
 		role = *d.Type
 	}
+	var instead string
 	_, out, err := d.Endpoints.Edit(ctx, d.key, d.request(d.id+"-enter"), func(e *rollout.Endpoint) (rollout.Op, error) {
+		instead = ""
 		if newer := superseded(&e.Spec, d.ship.Name); newer != "" {
 			return nil, &rollout.Error{
 				Reason: rollout.ReasonSuperseded, Field: "version", Message: fmt.Sprintf("%s came after %s from the same pull request", newer, d.ship.Name), Hint: "nothing is to be done: the newer one takes its place",
 			}
+		}
+		if dead := nobodyServes(e); dead != "" && d.Type == nil {
+			instead = dead
+			control := rollout.Control
+			return rollout.Update{Version: d.ship.Name, Type: &control, Default: true}, nil
 		}
 		return rollout.Update{Version: d.ship.Name, Type: &role, Percent: d.Percent, Default: d.Default}, nil
 	})
 	if err != nil {
 		return "", fmt.Errorf("give %s its part: %w", d.ship.Name, err)
 	}
+	if instead != "" {
+		return fmt.Sprintf("%s; it takes the place of %s, which serves nobody", out.Message, instead), nil
+	}
 	return out.Message, nil
 }
 
-// failedBefore is the error of an earlier deploy of that version, if that is why it is retired.
+// nobodyServes is the default of an endpoint whose first version came to nothing: it is control and default, no other version
+// has a part, and none of its replicas is ready for a reason that does not pass by itself. There is nothing to compare a
+// treatment with then, and the share that is not the treatment's would be lost.
+func nobodyServes(e *rollout.Endpoint) string {
+	def := e.Spec.Default()
+	if def == nil || def.Type != rollout.Control {
+		return ""
+	}
+	for i := range e.Spec.Versions {
+		if v := &e.Spec.Versions[i]; v != def && e.Spec.Active(v) {
+			return ""
+		}
+	}
+	for _, s := range e.Status.Versions {
+		if s.Name != def.Name || s.ReadyReplicas > 0 {
+			continue
+		}
+		switch s.Reason {
+		case rollout.ReasonInitFailed, rollout.ReasonImageMissing, rollout.ReasonCrashed, rollout.ReasonProbeFailed, rollout.ReasonPodsRefused:
+			return def.Name
+		}
+	}
+	return ""
+}
+
+// failedBefore is the error of an earlier deploy of that version, if that is why it is retired, or says that it was
+// rolled back: the same again does not let it in again.
 func failedBefore(e *rollout.Endpoint, name string) error {
 	var last rollout.Change
 	for _, c := range append(append([]rollout.Change{}, e.Status.History...), e.Spec.Changes...) {
-		if c.Action == (rollout.Retire{Version: name}).String() {
+		if c.Action == (rollout.Retire{Version: name}).String() || c.Action == (rollout.Rollback{Version: name}).String() {
 			last = c
+		}
+	}
+	if last.Action == (rollout.Rollback{Version: name}).String() {
+		why := string(last.Reason)
+		if last.Evidence != "" {
+			why += ": " + last.Evidence
+		}
+		return &rollout.Error{
+			Reason: rollout.ReasonRolledBack, Field: "version", Message: fmt.Sprintf("%s was rolled back by %s (%s)", name, last.Actor, why),
+			Hint: "deploy what mends it as a new version, or give this one a role with `sluice update`",
 		}
 	}
 	switch last.Reason {

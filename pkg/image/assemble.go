@@ -24,6 +24,8 @@ import (
 const (
 	// ProjectDir is where a project is in its image, as in Azure ML.
 	ProjectDir = "/var/azureml-app"
+	// createdBy is what the history says of layers that are Sluice's.
+	createdBy = "sluice"
 	// user and group that nothing else has; replicas do not run as root.
 	user = "65532:65532"
 )
@@ -277,7 +279,7 @@ func stack(base v1.Image, platform v1.Platform, own []addition, config v1.Config
 			return nil, fmt.Errorf("read layer: %w", err)
 		}
 		adds = append(adds, mutate.Addendum{Layer: a.layer, MediaType: ociTypes[is]})
-		history = append(history, v1.History{CreatedBy: "sluice", Comment: a.what})
+		history = append(history, v1.History{CreatedBy: createdBy, Comment: a.what})
 	}
 	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	if img, err = mutate.Append(img, adds...); err != nil {

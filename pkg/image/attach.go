@@ -29,7 +29,7 @@ const emptyConfig = types.MediaType("application/vnd.oci.empty.v1+json")
 func (c Client) Attach(ctx context.Context, image, artifactType string, document []byte) (ref name.Digest, known bool, err error) {
 	to, err := name.NewDigest(image, c.insecure(image)...)
 	if err != nil {
-		return name.Digest{}, false, refuse(rollout.ReasonInvalid, "image", "name it as REPOSITORY@sha256:…", "%q does not name an image by its digest: %v", image, err)
+		return name.Digest{}, false, badName("image", "name it as REPOSITORY@sha256:…", image, "the name of an image by its digest", err)
 	}
 	doing := "attach to " + to.Name()
 	fail := func(err error) (name.Digest, bool, error) {

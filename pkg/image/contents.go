@@ -37,11 +37,8 @@ const (
 	// bundleSize of small model files in one layer; with more than maxBundles of that size, each holds more.
 	bundleSize = 256 << 20
 	maxBundles = 16
-	// settleFrom is the size from which a file's pages are written back before its digest is remembered: what is written
-	// through a mapping later would change neither of its times. For small files that would take longer than hashing them.
-	settleFrom = 1 << 20
-	// writtenBack is how old a file is when its pages usually are: a younger one is hashed again the next time, since waiting for
-	// the disk can take longer than that.
+	// writtenBack is how old a file is when its pages usually are on the disk: a younger one is hashed again the next time, since
+	// waiting for the disk can take longer than that.
 	writtenBack = 35 * time.Second
 	// maxLayers of an image: file systems stack 127.
 	maxLayers = 120
@@ -111,11 +108,19 @@ type part struct {
 	what string
 	// only is the path of a part that is one file.
 	only string
-	// key identifies content; changed is when that last changed, zero if the system does not tell.
-	key     string
-	changed time.Time
+	// key identifies content; changed is when that last changed, zero if the system does not tell, and modified when the
+	// last of the files says that it was.
+	key               string
+	changed, modified time.Time
 	// seen is when the files were looked at; it is before they are read.
 	seen time.Time
+	// settled says that key will be another one after whatever is written to the files from now on.
+	settled bool
+}
+
+// old says whether what is worked out from the files may be remembered.
+func (p *part) old() bool {
+	return !p.changed.IsZero() && p.seen.Sub(p.changed) >= settled && p.seen.Sub(p.modified) >= writtenBack
 }
 
 // slot of a path: the n-th of a kind of layer.
@@ -201,7 +206,7 @@ func planContents(ctx context.Context, w walk, m *memory, big, bundle int64) (*c
 		return nil, fmt.Errorf("plan layers: %w", err)
 	}
 	for _, g := range at {
-		g.key, g.changed = g.id.sum(), g.id.lastChanged()
+		g.key, g.changed, g.modified = g.id.sum(), g.id.lastChanged(), g.id.modified
 		if g.kind != slotBig || g.n > 1 {
 			g.only = ""
 			g.what = map[slotKind]string{slotRest: "project", slotBundle: "models", slotBig: "large files"}[g.kind]
@@ -216,9 +221,9 @@ func planContents(ctx context.Context, w walk, m *memory, big, bundle int64) (*c
 
 // keyer makes a key of entries' paths and identities.
 type keyer struct {
-	h       hash.Hash
-	changed time.Time
-	unsure  bool
+	h                 hash.Hash
+	changed, modified time.Time
+	unsure            bool
 }
 
 func newKeyer() *keyer {
@@ -251,6 +256,9 @@ func (k *keyer) file(info fs.FileInfo) {
 	k.write(string(id))
 	if changed.After(k.changed) {
 		k.changed = changed
+	}
+	if m := info.ModTime(); m.After(k.modified) {
+		k.modified = m
 	}
 }
 
@@ -304,59 +312,51 @@ func (c *contents) layers(ctx context.Context, ready func(context.Context, v1.La
 
 // layer of a part, and the sums of its model files. The layer is read with ctx.
 func (c *contents) layer(ctx context.Context, p *part) (*layer, map[string]string, error) {
-	unsettled := false
-	write := func(sums map[string]string) func(io.Writer) error {
-		return func(w io.Writer) error {
-			if sums == nil || c.memory.dir == "" {
-				return c.write(ctx, w, p, sums, nil)
-			}
-			return c.write(ctx, w, p, sums, func(r io.Reader, info fs.FileInfo) {
-				unsettled = unsettled || !settle(r, info, p.seen)
-			})
-		}
-	}
 	if r, ok := c.memory.get(p.key); ok && r.Size > 0 {
+		p.settled = true // it was when that was remembered
 		return r.layer(nil), r.Sums, nil
 	}
+	p.settled = c.memory.dir != "" && p.old()
 	compress := p.kind == slotRest
 	if !compress {
 		var err error
-		if compress, err = shrinks(write(nil)); err != nil {
+		if compress, err = shrinks(func(w io.Writer) error { return c.write(ctx, w, p, nil, nil) }); err != nil {
 			return nil, nil, err
 		}
 	}
 	sums := map[string]string{}
-	l, err := newLayer(compress, write(sums))
+	l, err := newLayer(compress, func(w io.Writer) error {
+		return c.write(ctx, w, p, sums, func(r io.Reader) {
+			// What is written through a mapping changes the file's times only once the page is on the disk.
+			p.settled = p.settled && settle(r)
+		})
+	})
 	if err != nil {
 		return nil, nil, err
 	}
-	if unsettled {
-		return l, sums, nil
+	if p.settled {
+		c.memory.put(p.key, p.changed, p.seen, l.remembered(sums))
 	}
-	c.memory.put(p.key, p.changed, p.seen, l.remembered(sums))
 	return l, sums, nil
 }
 
 // settle has what was written to a file that is open be on the disk, and tells whether its times will tell of whatever is
 // written from now on.
-func settle(r io.Reader, info fs.FileInfo, seen time.Time) bool {
-	if seen.Sub(info.ModTime()) < writtenBack {
-		return false
-	}
+func settle(r io.Reader) bool {
 	s, ok := r.(interface{ Settle() bool })
 	return ok && s.Settle()
 }
 
-// write a part's tar. It notes the SHA-256 of model files in sums, unless that is nil, and gives settle, unless that is nil,
-// files of which it matters.
-func (c *contents) write(ctx context.Context, w io.Writer, p *part, sums map[string]string, settle func(io.Reader, fs.FileInfo)) error {
+// write a part's tar. It notes the SHA-256 of model files in sums, unless that is nil, and gives opened, unless that is nil,
+// each file before it is read.
+func (c *contents) write(ctx context.Context, w io.Writer, p *part, sums map[string]string, opened func(io.Reader)) error {
 	t, s, key := newTree(w), sorter{c: c}, newKeyer()
 	err := c.walk(ctx, p.only, func(f *file) error {
 		if p.only != "" && f.path != p.only || p.only == "" && s.next(f) != p.slot {
 			return nil
 		}
 		key.add(f)
-		return f.write(ctx, t, sums, settle)
+		return f.write(ctx, t, sums, opened)
 	})
 	if err != nil {
 		return err
@@ -367,7 +367,7 @@ func (c *contents) write(ctx context.Context, w io.Writer, p *part, sums map[str
 	return t.close()
 }
 
-func (f *file) write(ctx context.Context, t *tree, sums map[string]string, settle func(io.Reader, fs.FileInfo)) error {
+func (f *file) write(ctx context.Context, t *tree, sums map[string]string, opened func(io.Reader)) error {
 	h := &tar.Header{Typeflag: tar.TypeReg, Name: f.path, Size: f.size, Mode: 0o644}
 	if f.info == nil {
 		h.Typeflag, h.Linkname, h.Size = tar.TypeSymlink, f.link, 0
@@ -381,8 +381,8 @@ func (f *file) write(ctx context.Context, t *tree, sums map[string]string, settl
 		return err
 	}
 	defer func() { _ = r.Close() }()
-	if settle != nil && f.size >= settleFrom {
-		settle(r, f.info)
+	if opened != nil {
+		opened(r)
 	}
 	content := reading(ctx, r)
 	if sums == nil || f.model == "" {
@@ -475,17 +475,15 @@ func shrinks(write func(io.Writer) error) (bool, error) {
 	return out.n*5 <= int64(len(sample))*4, nil
 }
 
-// archiveDigest is the SHA-256 of the archive that project.Package would write of l, of which c are the layers. It reads all of
-// the project, unless nothing has changed since it last did.
+// archiveDigest is the SHA-256 of the archive that project.Package would write of l, of which c are the layers; these have been
+// made. It reads all of the project, unless nothing has changed since it last did.
 func (c *contents) archiveDigest(ctx context.Context, l *project.Listing) (string, error) {
-	key, changed, seen := newKeyer(), time.Time{}, time.Time{}
+	key, changed, seen, remember := newKeyer(), time.Time{}, time.Time{}, true
 	key.write("archive")
 	for _, p := range c.parts {
 		key.write(p.key)
-		seen = p.seen
-		if p.changed.IsZero() {
-			changed = time.Now()
-		} else if p.changed.After(changed) {
+		seen, remember = p.seen, remember && p.settled
+		if p.changed.After(changed) {
 			changed = p.changed
 		}
 	}
@@ -508,6 +506,8 @@ func (c *contents) archiveDigest(ctx context.Context, l *project.Listing) (strin
 	if !slices.EqualFunc(c.parts, now.parts, func(a, b *part) bool { return a.key == b.key }) {
 		return "", errChanged()
 	}
-	c.memory.put(key.sum(), changed, seen, remembered{Digest: h})
+	if remember {
+		c.memory.put(key.sum(), changed, seen, remembered{Digest: h})
+	}
 	return a.Digest, nil
 }

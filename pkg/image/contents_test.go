@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -47,12 +48,15 @@ func weights(t testing.TB, path string, size int64, seed uint64) {
 	}
 }
 
-// age makes files old enough that their digests are remembered. A change of times is a change, so it waits.
-func age(t testing.TB, large ...string) {
+// age makes files, and all in directories, old enough that their digests are remembered. A change of times is a change, so
+// it waits.
+func age(t testing.TB, paths ...string) {
 	t.Helper()
-	for _, f := range large {
+	for _, p := range paths {
 		long := time.Now().Add(-time.Hour)
-		if err := os.Chtimes(f, long, long); err != nil {
+		if err := filepath.WalkDir(p, func(f string, _ fs.DirEntry, err error) error {
+			return errors.Join(err, os.Chtimes(f, long, long))
+		}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -227,7 +231,7 @@ func TestWrongMemory(t *testing.T) {
 	s.CacheDir = t.TempDir()
 	dir := project(t)
 	weights(t, filepath.Join(dir, "model/a.bin"), 65*unit, 1)
-	age(t, filepath.Join(dir, "model/a.bin"))
+	age(t, dir)
 	good := ship(t, s, dir)
 	kept, err := filepath.Glob(filepath.Join(s.CacheDir, "*.json"))
 	if err != nil || len(kept) < 4 { // the runner, a large file, the rest of the model and the project, and the archive

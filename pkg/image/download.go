@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -44,6 +46,7 @@ func uriPath(uri string) string {
 type download struct {
 	client           Client
 	field, uri, name string
+	model            string
 	sum              string
 	temporary        func() (*os.File, error)
 
@@ -99,6 +102,11 @@ func (d *download) fetch(ctx context.Context) (string, error) {
 		}
 		if ctx.Err() != nil {
 			return "", ctx.Err()
+		}
+		var untrusted *tls.CertificateVerificationError
+		if errors.As(err, &untrusted) {
+			return "", refuse(rollout.ReasonModelUnreachable, d.field, "check the address; a certificate of your own has to be among those that this machine trusts (or in the file that SSL_CERT_FILE names)",
+				"the certificate of %s is not trusted: %v", d.from(), withoutURL(untrusted.Err))
 		}
 		if errors.Is(err, syscall.ENOSPC) {
 			return "", refuse(rollout.ReasonDiskFull, d.field, "free some, or let TMPDIR name a place with more", "no space is left for %s where files are kept for a while", d.name)
@@ -202,7 +210,7 @@ func (x *transfer) run(ctx context.Context) error {
 	case resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusGone:
 		return refuse(rollout.ReasonModelMissing, x.field, "check the address", "%s is not there (status %d)", x.from(), resp.StatusCode)
 	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden:
-		return refuse(rollout.ReasonModelUnreachable, x.field, "use an address that needs no credentials, such as a signed one that has not expired, or push the model to a registry with `sluice model push`",
+		return refuse(rollout.ReasonModelUnreachable, x.field, "use an address that needs no credentials, set "+project.ModelQueryVariable(x.model)+" to a signature that has not expired, or push the model to a registry with `sluice model push`",
 			"%s does not allow it (status %d)", x.from(), resp.StatusCode)
 	case resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout:
 		return refuse(rollout.ReasonModelUnreachable, x.field, "check the address", "%s answers with status %d", x.from(), resp.StatusCode)

@@ -30,6 +30,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/sluice-dev/sluice/pkg/image"
+	"github.com/sluice-dev/sluice/rollout"
 )
 
 // builtRunner is the real runner, compiled once for all tests.
@@ -275,5 +276,18 @@ func decode(t *testing.T, r io.Reader, v any) {
 	t.Helper()
 	if err := json.NewDecoder(r).Decode(v); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// refused wants an error with a reason, that has all of the texts.
+func refused(t *testing.T, err error, reason rollout.Reason, texts ...string) {
+	t.Helper()
+	if rollout.ReasonOf(err) != reason {
+		t.Errorf("%v, want %s", err, reason)
+	}
+	for _, text := range texts {
+		if err != nil && !strings.Contains(err.Error(), text) {
+			t.Errorf("%q is not in: %v", text, err)
+		}
 	}
 }

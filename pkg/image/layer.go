@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/gzip"
 
+	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -205,21 +207,38 @@ func fileLayer(file, target string, executable bool, m *memory) (*layer, error) 
 	k := newKeyer()
 	k.write(target, fmt.Sprint(executable))
 	k.file(info)
-	return m.layer(k, seen, true, write)
-}
-
-// layer that write writes, hashed only if k's files have changed since it last was.
-func (m *memory) layer(k *keyer, seen time.Time, compress bool, write func(io.Writer) error) (*layer, error) {
 	key := k.sum()
-	if r, ok := m.get(key); ok && r.Compressed == compress && r.Size > 0 {
+	if r, ok := m.get(key); ok && r.Compressed && r.Size > 0 {
 		return r.layer(write), nil
 	}
-	l, err := newLayer(compress, write)
+	settled := m.dir != "" && settleFile(file, info)
+	l, err := newLayer(true, write)
 	if err != nil {
 		return nil, err
 	}
-	m.put(key, k.lastChanged(), seen, l.remembered(nil))
+	if settled {
+		m.put(key, k.lastChanged(), seen, l.remembered(nil))
+	}
 	return l, nil
+}
+
+// settleFile is settle of a file that is not open; false if it is another one than info is of.
+func settleFile(file string, info os.FileInfo) bool {
+	file, err := filepath.EvalSymlinks(file)
+	if err != nil {
+		return false
+	}
+	root, err := os.OpenRoot(filepath.Dir(file))
+	if err != nil {
+		return false
+	}
+	defer func() { _ = root.Close() }()
+	r, err := project.OpenUnchanged(root, filepath.Base(file), info)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = r.Close() }()
+	return settle(r)
 }
 
 // writeFile writes the tar of a layer that has one file, as target.

@@ -83,7 +83,7 @@ func (e Environments) Ensure(ctx context.Context, d *environment.Definition, bas
 func (e Environments) ensure(ctx context.Context, d *environment.Definition, platform v1.Platform) (Found, deploy.EnvironmentSource, error) {
 	hash := d.Hash()
 	if e.Workspace == "" {
-		return Found{}, "", refuse(rollout.ReasonInvalid, fieldRegistry, "name the registry that has, or will have, images of environments, such as registry.example/models",
+		return Found{}, "", refuse(rollout.ReasonInvalid, fieldRegistry, "name the registry that has, or will have, images of environments with --registry or $SLUICE_REGISTRY, such as registry.example/models",
 			"environment %s has steps of its own, and no registry is named for its image", short(hash))
 	}
 	to, err := e.tag(e.Workspace, tagEnvironment+hash)

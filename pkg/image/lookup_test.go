@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/sluice-dev/sluice/pkg/deploy"
+	"github.com/sluice-dev/sluice/pkg/image"
 	"github.com/sluice-dev/sluice/pkg/image/build"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -231,5 +232,37 @@ func TestEnvironmentRefusals(t *testing.T) {
 	}
 	if tags, err := remote.List(repo); err == nil && len(tags) > 0 {
 		t.Errorf("tags %v", tags)
+	}
+}
+
+// TestOutputsInTheProject: an environment with a Dockerfile of its own, of which the whole project is the context, is the same one
+// wherever the image is written to.
+func TestOutputsInTheProject(t *testing.T) {
+	r := newRegistry(t)
+	s := r.small(t)
+	b := &builder{t: t}
+	s.Builder = b
+	dir := write(t, t.TempDir(), "sluice.yaml", strings.Replace(manifest, `environment: {`, `environment: {dockerfile: Dockerfile, `, 1),
+		"Dockerfile", "FROM "+s.BaseImage+"\nCOPY . /all\n", "model/weights.bin", "w", "src/score.py", "pass")
+	s.BaseImage = ""
+	var hashes []string
+	for range 2 {
+		l, err := image.OpenLayout(filepath.Join(dir, "out/fraud"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := s.Make(t.Context(), dir, l.Files())
+		if err != nil {
+			t.Fatal(l.Close(err))
+		}
+		hashes = append(hashes, m.Environment.Hash)
+		err = l.Close(m.AddTo(t.Context(), l))
+		m.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if hashes[0] != hashes[1] || b.builds() != 1 {
+		t.Errorf("the environments %q", hashes)
 	}
 }

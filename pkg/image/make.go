@@ -76,7 +76,7 @@ func (s Shipper) make(ctx context.Context, dir string, besides []fs.FileInfo, to
 		}
 	}()
 	parts := Parts{Package: pack, Source: s.SourceURL}
-	err = s.layers(ctx, dir, &parts, &out, to)
+	err = s.layers(ctx, dir, besides, &parts, &out, to)
 	if err := <-asked; err != nil { // whatever else is wrong
 		return Made{}, err
 	}
@@ -111,7 +111,7 @@ func (s Shipper) make(ctx context.Context, dir string, besides []fs.FileInfo, to
 }
 
 // layers makes all that does not depend on the commit, and sends what is large to where to says, as soon as it is hashed.
-func (s Shipper) layers(ctx context.Context, dir string, p *Parts, out *Made, to func(endpoint string) (*uploads, error)) error {
+func (s Shipper) layers(ctx context.Context, dir string, besides []fs.FileInfo, p *Parts, out *Made, to func(endpoint string) (*uploads, error)) error {
 	var up *uploads
 	if to != nil {
 		var err error
@@ -121,13 +121,13 @@ func (s Shipper) layers(ctx context.Context, dir string, p *Parts, out *Made, to
 	}
 	memory := &memory{dir: s.CacheDir}
 	s.stage(deploy.StageEnvironment)
-	if err := s.underlay(ctx, dir, p, memory); err != nil {
+	if err := s.underlay(ctx, dir, besides, p, memory); err != nil {
 		return err
 	}
 	s.stage(deploy.StageImage)
 	var clean func()
 	var err error
-	if p.Models, clean, err = s.fetchModels(ctx, p.Package.Manifest, memory, s.TempDir); err != nil {
+	if p.Models, clean, err = s.fetchModels(ctx, p.Package.Manifest, memory); err != nil {
 		return err
 	}
 	out.close = append(out.close, clean)

@@ -137,6 +137,9 @@ func (d *directory) each(ctx context.Context, fn func(path string, info fs.FileI
 		if !plainName(p) {
 			return refuse(rollout.ReasonUnsafeFile, "model", "rename it", "%q cannot be a file's name in a model: it is not UTF-8, or has control characters", p)
 		}
+		if strings.HasPrefix(path.Base(p), ".wh.") || strings.Contains(p, "/.wh.") {
+			return refuse(rollout.ReasonUnsafeFile, "model", "rename it, or take it out of the directory", "%q cannot be in an image, where names that begin with .wh. stand for removed files", p)
+		}
 		if !e.Type().IsRegular() {
 			return refuse(rollout.ReasonUnsafeFile, "model", "replace it by what it leads to, or remove it", "%s is no regular file", p)
 		}
@@ -199,7 +202,7 @@ func (d *directory) sums(ctx context.Context, m *memory) ([]ModelFile, error) {
 				return err
 			}
 			defer func() { _ = r.Close() }()
-			settled := m.dir != "" && (infos[i].Size() < settleFrom || settle(r, infos[i], seen))
+			settled := m.dir != "" && seen.Sub(infos[i].ModTime()) >= writtenBack && settle(r)
 			h := sha256.New()
 			if _, err := io.CopyBuffer(h, reading(ctx, r), make([]byte, bufferSize)); err != nil {
 				return err
@@ -227,11 +230,11 @@ type PushedModel struct {
 
 // PushModel makes the file or directory into an image that has nothing but the model, and pushes it as ref,
 // REGISTRY/NAME:TAG. Manifests name it by uri. Large files are a layer each. The same files give the same digest. What
-// was hashed is kept in cacheDir, unless that is empty. Refusals are those of Push.
+// was hashed is kept in cacheDir, unless that is empty. Refusals are those of Push, also if only the tag cannot be written.
 func (c Client) PushModel(ctx context.Context, dir, ref, cacheDir string) (PushedModel, error) {
 	to, err := name.NewTag(ref, append(c.insecure(ref), name.StrictValidation)...)
 	if err != nil {
-		return PushedModel{}, refuse(rollout.ReasonInvalid, "uri", "write it as oci://HOST[:PORT]/NAME:TAG, in lower case", "%q does not name where to push to: %v", ref, err)
+		return PushedModel{}, badName("uri", "write it as oci://HOST[:PORT]/NAME:TAG, in lower case", ref, "a place to push to", err)
 	}
 	c, end, err := c.begin(ctx)
 	if err != nil {
@@ -284,7 +287,10 @@ func (c Client) PushModel(ctx context.Context, dir, ref, cacheDir string) (Pushe
 	if err != nil {
 		return PushedModel{}, fmt.Errorf("make image: %w", err)
 	}
-	pushed, known, err := c.Push(ctx, img, to.Context(), to.TagStr())
+	// Whoever has only the tag would find nothing, or an earlier model.
+	pushed, known, err := c.push(ctx, img, to.Context(), to.TagStr(), func(err error) error {
+		return failure(err, "uri", "tag "+to.Name(), to.Registry, rollout.ReasonRegistryRefused)
+	})
 	if err != nil {
 		memory.forget()
 		return PushedModel{}, err
@@ -295,8 +301,8 @@ func (c Client) PushModel(ctx context.Context, dir, ref, cacheDir string) (Pushe
 
 // fetchModels gets the models that a manifest names by uri: those of registries as layers that go from there straight to
 // where the image is pushed, or stay where they are if that is the same registry; those of other servers as files in
-// tempDir, which clean removes.
-func (c Client) fetchModels(ctx context.Context, m *project.Manifest, mem *memory, tempDir string) (out []Model, clean func(), err error) {
+// TempDir, which clean removes.
+func (s Shipper) fetchModels(ctx context.Context, m *project.Manifest, mem *memory) (out []Model, clean func(), err error) {
 	var mu sync.Mutex
 	var temporary []string
 	clean = func() {
@@ -313,10 +319,10 @@ func (c Client) fetchModels(ctx context.Context, m *project.Manifest, mem *memor
 		field := fmt.Sprintf("models[%d].uri", i)
 		var got Model
 		if rest, ok := strings.CutPrefix(model.URI, project.SchemeOCI+"://"); ok {
-			got, err = c.registryModel(ctx, field, rest)
+			got, err = s.registryModel(ctx, field, rest)
 		} else {
-			got, err = c.fileModel(ctx, field, model, mem, func() (*os.File, error) {
-				f, err := os.CreateTemp(tempDir, "sluice-model-*")
+			got, err = s.fileModel(ctx, field, s.signed(model), mem, func() (*os.File, error) {
+				f, err := os.CreateTemp(s.TempDir, "sluice-model-*")
 				if err == nil {
 					mu.Lock()
 					temporary = append(temporary, f.Name())
@@ -335,11 +341,27 @@ func (c Client) fetchModels(ctx context.Context, m *project.Manifest, mem *memor
 	return out, clean, nil
 }
 
+// signed is the model with what belongs behind its address.
+func (s Shipper) signed(m project.Model) project.Model {
+	if s.ModelQuery == nil {
+		return m
+	}
+	query := strings.TrimPrefix(s.ModelQuery(m.Name), "?")
+	switch {
+	case query == "":
+	case strings.Contains(m.URI, "?"):
+		m.URI += "&" + query
+	default:
+		m.URI += "?" + query
+	}
+	return m
+}
+
 // registryModel is one that PushModel pushed.
 func (c Client) registryModel(ctx context.Context, field, ref string) (Model, error) {
 	r, err := name.ParseReference(ref, c.insecure(ref)...)
 	if err != nil {
-		return Model{}, refuse(rollout.ReasonInvalid, field, "write it as oci://HOST[:PORT]/NAME:TAG, or with @sha256:… for a fixed one", "%q does not name a model: %v", ref, err)
+		return Model{}, badName(field, "write it as oci://HOST[:PORT]/NAME:TAG, or with @sha256:… for a fixed one", ref, "the name of a model", err)
 	}
 	fail := func(err error) (Model, error) {
 		return Model{}, failure(err, field, "read model "+ref, r.Context().Registry, rollout.ReasonModelMissing)
@@ -391,7 +413,7 @@ func (c Client) registryModel(ctx context.Context, field, ref string) (Model, er
 
 // fileModel is a single file of a server.
 func (c Client) fileModel(ctx context.Context, field string, m project.Model, mem *memory, temporary func() (*os.File, error)) (Model, error) {
-	d := &download{client: c, field: field, uri: m.URI, sum: m.SHA256, name: path.Base(uriPath(m.URI)), temporary: temporary}
+	d := &download{client: c, field: field, model: m.Name, uri: m.URI, sum: m.SHA256, name: path.Base(uriPath(m.URI)), temporary: temporary}
 	if !fs.ValidPath(d.name) || !plainName(d.name) || strings.HasPrefix(d.name, ".wh.") {
 		return Model{}, refuse(rollout.ReasonInvalid, field, "give it an address that ends in the file's name", "the address names no file")
 	}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/tls"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -191,7 +193,7 @@ func TestModelsThatAreNone(t *testing.T) {
 		"a link":      {link, r.host + "/m:1", rollout.ReasonUnsafeFile, "l is no regular file"},
 		"nothing":     {t.TempDir(), r.host + "/m:1", rollout.ReasonInvalid, "holds no files"},
 		"not there":   {filepath.Join(link, "x"), r.host + "/m:1", rollout.ReasonInvalid, "cannot be read"},
-		"no tag":      {link, r.host + "/m", rollout.ReasonInvalid, "does not name where to push to"},
+		"no tag":      {link, r.host + "/m", rollout.ReasonInvalid, "is not a place to push to"},
 		"unreachable": {filepath.Join(link, "a"), "127.0.0.1:1/m:1", rollout.ReasonRegistryUnreachable, "127.0.0.1:1"},
 	} {
 		_, err := s.PushModel(t.Context(), c.dir, c.ref, "")
@@ -229,6 +231,9 @@ func TestModelsOfServers(t *testing.T) {
 		switch r.URL.Path {
 		case "/a/weights.bin":
 			gets.Add(1)
+			if r.URL.RawQuery != "versionId=1&sig=s3cret" {
+				t.Errorf("asked with %q", r.URL.RawQuery)
+			}
 			w.Header().Set("ETag", `"1"`)
 			if broken.Add(-1) >= 0 {
 				w.Header().Set("Content-Length", fmt.Sprint(len(data)))
@@ -249,16 +254,22 @@ func TestModelsOfServers(t *testing.T) {
 	r := newRegistry(t)
 	s := r.small(t)
 	s.CacheDir = t.TempDir()
+	s.ModelQuery = func(model string) string { return map[string]string{"a": "sig=s3cret"}[model] }
 	good := sum(content.String())
 	broken.Store(1)
 	dirOf := func() string {
-		return modelProject(t, `{name: a, version: "1", uri: "`+url+`/a/weights.bin?sig=s3cret", sha256: `+good+`}, {name: b, version: "2", path: b.txt}`, "b.txt", "b")
+		return modelProject(t, `{name: a, version: "1", uri: "`+url+`/a/weights.bin?versionId=1", sha256: `+good+`}, {name: b, version: "2", path: b.txt}`, "b.txt", "b")
 	}
 	out := ship(t, s, dirOf())
 	got := unpack(t, r.image(t, out.Image))
 	link := got["var/azureml-app/.sluice/models/a/1/weights.bin"]
 	if link.typ != '2' || got[link.to[1:]].typ != '0' || got["var/azureml-app/.sluice/models/b/2/b.txt"].to != "../../../../b.txt" {
 		t.Errorf("%+v leads to %+v", link, got[strings.TrimPrefix(link.to, "/")])
+	}
+	for name, e := range got {
+		if strings.Contains(e.text, "s3cret") {
+			t.Errorf("%s in the image has the signature", name)
+		}
 	}
 	if gets.Load() != 2 {
 		t.Errorf("fetched in %d requests, want one that broke and one for the rest", gets.Load())
@@ -276,7 +287,7 @@ func TestModelsOfServers(t *testing.T) {
 		"/denied":        {good, rollout.ReasonModelUnreachable},
 		"/plain":         {good, rollout.ReasonModelUnreachable},
 	} {
-		_, err := s.Ship(t.Context(), modelProject(t, `{name: a, version: "1", uri: "`+url+path+`?sig=s3cret", sha256: `+c.sum+`}`))
+		_, err := s.Ship(t.Context(), modelProject(t, `{name: a, version: "1", uri: "`+url+path+`?versionId=1", sha256: `+c.sum+`}`))
 		if rollout.ReasonOf(err) != c.want || !strings.Contains(err.Error(), "models[0].") || strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("%s: %v, want %s", path, err, c.want)
 		}
@@ -390,7 +401,61 @@ func TestSourceBreaks(t *testing.T) {
 	s = again.small(t)
 	cuts.Store(1000)
 	_, err := s.Ship(t.Context(), project)
-	if err == nil || !strings.Contains(err.Error(), "read layer") || strings.Contains(err.Error(), "cannot be reached") {
+	if err == nil || !strings.Contains(err.Error(), "breaks off after") || !strings.Contains(err.Error(), "library/m/blobs/") || strings.Contains(err.Error(), "cannot be reached") {
 		t.Errorf("%v, want an error of reading", err)
+	}
+}
+
+// TestModelTag: a model that nobody finds by its tag is not pushed.
+func TestModelTag(t *testing.T) {
+	r := newRegistry(t)
+	s := r.small(t)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.Method == http.MethodPut && strings.HasSuffix(req.URL.Path, "/manifests/1") {
+			http.Error(w, `{"errors":[{"code":"DENIED","message":"tags stay"}]}`, http.StatusForbidden)
+			return
+		}
+		r.handler.ServeHTTP(w, req)
+	}))
+	defer server.Close()
+	host := strings.TrimPrefix(server.URL, "http://")
+	_, err := s.PushModel(t.Context(), write(t, t.TempDir(), "w.bin", "w"), host+"/models/m:1", "")
+	refused(t, err, rollout.ReasonRegistryDenied, "tag "+host+"/models/m:1", "tags stay")
+	// A version is used by its digest.
+	s.Registry = host + "/models"
+	ship(t, s, project(t))
+}
+
+// TestCredentialsInNames: they are refused, and not told.
+func TestCredentialsInNames(t *testing.T) {
+	const ref = "bob:s3cret@registry.example/m:1"
+	c := image.Client{}
+	for what, f := range map[string]func() error{
+		"push model": func() error { _, err := c.PushModel(t.Context(), t.TempDir(), ref, ""); return err },
+		"find":       func() error { _, err := c.Find(t.Context(), "x", ref, v1.Platform{}); return err },
+		"repository": func() error { _, err := c.Repository("bob:s3cret@registry.example/m"); return err },
+		"token":      func() error { _, err := c.Repository("s3cret@registry.example/m"); return err },
+		"attach":     func() error { _, _, err := c.Attach(t.Context(), ref, "x", nil); return err },
+		"resolve":    func() error { _, err := c.Resolved(t.Context(), "x", ref); return err },
+	} {
+		err := f()
+		refused(t, err, rollout.ReasonInvalid, "has credentials in it", "docker login")
+		if err != nil && strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// TestUntrustedServers: asking again would not help, and it is said why.
+func TestUntrustedServers(t *testing.T) {
+	server := httptest.NewTLSServer(http.NotFoundHandler())
+	defer server.Close()
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	r := newRegistry(t)
+	began := time.Now()
+	_, err := r.small(t).Ship(t.Context(), modelProject(t, `{name: a, version: "1", uri: "`+server.URL+`/w.bin", sha256: `+strings.Repeat("0a", 32)+`}`))
+	refused(t, err, rollout.ReasonModelUnreachable, "certificate", "not trusted", "SSL_CERT_FILE")
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("it took %s", took)
 	}
 }

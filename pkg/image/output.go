@@ -43,31 +43,83 @@ type blob struct {
 	v1.Hash
 	size int64
 	open func() (io.ReadCloser, error)
+	// what the history says that it holds, of a layer of Sluice's own.
+	what string
 }
 
 func bytesBlob(h v1.Hash, data []byte) blob {
-	return blob{h, int64(len(data)), func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }}
+	return blob{Hash: h, size: int64(len(data)), open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }}
 }
 
 // path in a layout.
 func (b blob) path() string { return "blobs/" + b.Algorithm + "/" + b.Hex }
 
+func (b blob) String() string {
+	if b.what == "" {
+		return b.Hash.String()
+	}
+	return fmt.Sprintf("%s (%s)", b.what, b.Hash)
+}
+
+// copyTries is how often a blob of a registry is begun anew: with another login, which the one before may have outlived.
+const copyTries = 3
+
 // copy the blob to w, and see that it is what it is named after: the file that it comes from may have changed.
 func (b blob) copy(w io.Writer) error {
+	is := sha256.New()
+	out := struct{ io.Writer }{io.MultiWriter(w, is)}
+	var n int64
+	for tries := 1; ; tries++ {
+		more, err := b.copyFrom(out, n)
+		n += more
+		if err == nil {
+			break
+		}
+		var broken errBroken
+		if !errors.As(err, &broken) || tries == copyTries {
+			return fmt.Errorf("copy %s: %w", b, err)
+		}
+	}
+	sum := hex.EncodeToString(is.Sum(nil))
+	switch {
+	case sum == b.Hex && n == b.size:
+		return nil
+	case b.what != "":
+		return refuse(rollout.ReasonUnsafeFile, "", "run it again when nothing writes to them: what was remembered of their content is forgotten now",
+			"the files of %s are not what they were when their digest was made: they have %d bytes now and the digest sha256:%s", b, n, sum)
+	}
+	return fmt.Errorf("copy %s: came as %d bytes with the digest sha256:%s, not as %d", b, n, sum, b.size)
+}
+
+// copyFrom copies what is behind the first n bytes, and says how much it was.
+func (b blob) copyFrom(w io.Writer, n int64) (int64, error) {
 	r, err := b.open()
 	if err != nil {
-		return fmt.Errorf("read %s: %w", b.Hash, err)
+		return 0, err
 	}
 	defer func() { _ = r.Close() }()
-	is := sha256.New()
-	n, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(w, is)}, r, make([]byte, bufferSize))
-	if err != nil {
-		return fmt.Errorf("copy %s: %w", b.Hash, err)
+	if _, err := io.CopyN(io.Discard, r, n); err != nil {
+		return 0, err
 	}
-	if sum := hex.EncodeToString(is.Sum(nil)); sum != b.Hex || n != b.size {
-		return fmt.Errorf("copy %s: came as %d bytes with the digest sha256:%s, not as %d", b.Hash, n, sum, b.size)
+	return io.CopyBuffer(w, r, make([]byte, bufferSize))
+}
+
+// contentOf is what the history of an image says that its layers hold, of those that are Sluice's.
+func contentOf(file *v1.ConfigFile, layers int) []string {
+	out := []string{}
+	for _, h := range file.History {
+		switch {
+		case h.EmptyLayer:
+		case h.CreatedBy == createdBy:
+			out = append(out, h.Comment)
+		default:
+			out = append(out, "")
+		}
 	}
-	return nil
+	if len(out) != layers {
+		return make([]string, layers) // it tells of other layers
+	}
+	return out
 }
 
 // blobs of an image, each once, the manifest last; and the descriptor of the image.
@@ -103,10 +155,11 @@ func blobs(img v1.Image) ([]blob, v1.Descriptor, error) {
 		return fail(fmt.Errorf("it has %d layers and names %d", len(layers), len(m.Layers)))
 	}
 	var out []blob
+	what := contentOf(file, len(layers))
 	for i, l := range layers {
 		d := m.Layers[i]
 		if !slices.ContainsFunc(out, func(b blob) bool { return b.Hash == d.Digest }) {
-			out = append(out, blob{d.Digest, d.Size, l.Compressed})
+			out = append(out, blob{d.Digest, d.Size, l.Compressed, what[i]})
 		}
 	}
 	out = append(out, bytesBlob(m.Config.Digest, config), bytesBlob(digest, raw))
@@ -128,6 +181,8 @@ type Layout struct {
 	// work is where a new layout grows until it is whole; empty for one that is there.
 	work  string
 	files []fs.FileInfo
+	// parents are directories above that were made for it, the innermost first.
+	parents []string
 }
 
 // OpenLayout begins a layout in dir, which may be a layout, an empty directory or not there at all. Anything else there
@@ -158,7 +213,15 @@ func OpenLayout(dir string) (*Layout, error) {
 		return fail(err)
 	}
 	parent, name := filepath.Split(filepath.Clean(dir))
-	if l.work, err = os.MkdirTemp(cmp.Or(parent, "."), "."+name+".tmp-*"); err != nil {
+	parent = cmp.Or(parent, ".")
+	if l.parents, err = missingDirs(parent); err != nil {
+		return fail(err)
+	}
+	if err = os.MkdirAll(parent, 0o755); err == nil { //nolint:gosec // as any directory that is made by hand
+		l.work, err = os.MkdirTemp(parent, "."+name+".tmp-*")
+	}
+	if err != nil {
+		l.withdraw()
 		return fail(err)
 	}
 	err = os.Chmod(l.work, 0o755) //nolint:gosec // as any directory that is made by hand
@@ -170,10 +233,35 @@ func OpenLayout(dir string) (*Layout, error) {
 		l.files = append(l.files, info)
 	}
 	if err != nil {
-		_ = os.RemoveAll(l.work)
+		l.withdraw()
 		return fail(err)
 	}
 	return l, nil
+}
+
+// missingDirs are those of a path that are not there, the innermost first.
+func missingDirs(dir string) ([]string, error) {
+	var out []string
+	for dir = filepath.Clean(dir); ; dir = filepath.Dir(dir) {
+		_, err := os.Stat(dir)
+		if err == nil {
+			return out, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir) {
+			return nil, err
+		}
+		out = append(out, dir)
+	}
+}
+
+// withdraw what was made, but not what others have put there meanwhile.
+func (l *Layout) withdraw() {
+	if l.work != "" {
+		_ = os.RemoveAll(l.work)
+	}
+	for _, dir := range l.parents {
+		_ = os.Remove(dir)
+	}
 }
 
 // Files are what a project that the layout lies in must not ship.
@@ -195,15 +283,15 @@ func (l *Layout) Close(err error) error {
 		}
 		err = fmt.Errorf("write layout: %w", err)
 	}
-	_ = os.RemoveAll(l.work)
+	l.withdraw()
 	return err
 }
 
-// Add an image under a name, in place of what had that name. Blobs that are there already are not read; nothing names
-// the image before all of it is there. Memory does not grow with the image.
+// Add an image under a name, in place of what had that name. Blobs that are there already are compared with their digests and
+// stay, unless they are damaged; nothing names the image before all of it is there. Memory does not grow with the image.
 func (l *Layout) Add(ctx context.Context, img v1.Image, ref string) error {
 	if err := l.add(ctx, img, ref); err != nil {
-		return fmt.Errorf("write layout: %w", diskFull(err, l.dir, "free some, or write to another disk"))
+		return unwritten(err, "write layout", l.dir)
 	}
 	return nil
 }
@@ -218,18 +306,18 @@ func (l *Layout) add(ctx context.Context, img v1.Image, ref string) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := b.store(root); err != nil {
+		if err := b.store(ctx, root); err != nil {
 			return err
 		}
 	}
 	index := &v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
 	if path, err := layout.FromPath(root); err == nil {
 		there, err := path.ImageIndex()
-		if err != nil {
-			return err
+		if err == nil {
+			index, err = there.IndexManifest()
 		}
-		if index, err = there.IndexManifest(); err != nil {
-			return err
+		if err != nil {
+			return refuse(rollout.ReasonInvalid, fieldOutput, "mend it, or write to another directory", "%s, which names what is in the layout, cannot be read: %v", filepath.Join(root, indexFileName), err)
 		}
 	}
 	desc.Annotations = map[string]string{labelRefName: ref}
@@ -241,16 +329,33 @@ func (l *Layout) add(ctx context.Context, img v1.Image, ref string) error {
 	return writeWhole(filepath.Join(root, indexFileName), data)
 }
 
-// store the blob in a layout, if it is not there. It appears under its name only as a whole.
-func (b blob) store(root string) error {
+// store the blob in a layout, if it is not there, or not what it is named after. It appears under its name only as a whole.
+func (b blob) store(ctx context.Context, root string) error {
 	file := filepath.Join(root, filepath.FromSlash(b.path()))
-	if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && info.Size() == b.size {
-		return nil
+	if there, err := b.is(ctx, file); there || err != nil {
+		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil { //nolint:gosec // as the layout
 		return err
 	}
 	return replaceFile(file, b.copy)
+}
+
+// is tells whether a file is the blob, to its last byte: a disk that was full, or lost its power, leaves others.
+func (b blob) is(ctx context.Context, file string) (bool, error) {
+	if info, err := os.Stat(file); err != nil || !info.Mode().IsRegular() || info.Size() != b.size {
+		return false, nil //nolint:nilerr // it is written, and then said what is wrong
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return false, nil //nolint:nilerr // as above
+	}
+	defer func() { _ = f.Close() }()
+	is := sha256.New()
+	if _, err := io.CopyBuffer(is, reading(ctx, f), make([]byte, bufferSize)); err != nil {
+		return false, ctx.Err()
+	}
+	return hex.EncodeToString(is.Sum(nil)) == b.Hex, nil
 }
 
 func writeWhole(file string, data []byte) error {
@@ -284,9 +389,17 @@ func replaceFile(file string, write func(io.Writer) error) error {
 // [HOST[:PORT]/]NAME:TAG. The same image gives the same bytes, and memory does not grow with it.
 func WriteTarball(ctx context.Context, w io.Writer, img v1.Image, name string) error {
 	if err := writeTarball(ctx, w, img, name); err != nil {
-		return fmt.Errorf("write tarball: %w", diskFull(err, "the tarball", "free some, or write to another disk"))
+		return unwritten(err, "write tarball", "the tarball")
 	}
 	return nil
+}
+
+// unwritten is what it means that what could not be written.
+func unwritten(err error, doing, what string) error {
+	if err := brokenOff(err, fieldRegistry, doing); err != nil {
+		return err
+	}
+	return fmt.Errorf("%s: %w", doing, diskFull(err, what, "free some, or write to another disk"))
 }
 
 func writeTarball(ctx context.Context, w io.Writer, img v1.Image, name string) error {

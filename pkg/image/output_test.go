@@ -363,3 +363,39 @@ func TestBuiltEnvironmentNeedsRegistry(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestDamagedLayouts: what is there is used only if it is what it is named after, and what names it is read or refused.
+func TestDamagedLayouts(t *testing.T) {
+	r := newRegistry(t)
+	m, digest := made(t, r.shipper(t), project(t))
+	defer m.Close()
+	out := filepath.Join(t.TempDir(), "out")
+	addTo(t, out, m)
+	blobs, err := filepath.Glob(filepath.Join(out, "blobs/sha256/*"))
+	if err != nil || len(blobs) < 4 {
+		t.Fatal(blobs, err)
+	}
+	for _, b := range blobs {
+		data, err := os.ReadFile(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data[len(data)/2] ^= 1
+		if err := os.WriteFile(b, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	addTo(t, out, m)
+	if got := refs(t, out)[m.Name]; got != digest {
+		t.Errorf("it names %s, want %s", got, digest)
+	}
+	index := filepath.Join(out, "index.json")
+	if err := os.WriteFile(index, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := image.OpenLayout(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused(t, l.Close(m.AddTo(t.Context(), l)), rollout.ReasonInvalid, index, "another directory")
+}

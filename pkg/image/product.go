@@ -116,7 +116,7 @@ func IndexSize(index v1.ImageIndex) (int64, error) {
 func (c Client) PushIndex(ctx context.Context, index v1.ImageIndex, tag string) (name.Digest, error) {
 	ref, err := name.NewTag(tag, c.insecure(tag)...)
 	if err != nil {
-		return name.Digest{}, refuse(rollout.ReasonInvalid, fieldRegistry, "write it as HOST[:PORT]/NAME:TAG, in lower case", "%q is not the name of an image: %v", tag, err)
+		return name.Digest{}, badName(fieldRegistry, "write it as HOST[:PORT]/NAME:TAG, in lower case", tag, "the name of an image", err)
 	}
 	doing := "push " + ref.Name()
 	digest, err := index.Digest()

@@ -85,7 +85,7 @@ func (c Client) begin(ctx context.Context) (_ Client, end func(), err error) {
 	c.session = nil
 	updates := make(chan v1.Update, 16)
 	s := &session{}
-	options := append(c.options(ctx), remote.WithTransport(countedTransport{remote.DefaultTransport, &s.sent}))
+	options := append(c.options(ctx), remote.WithTransport(steady{countedTransport{remote.DefaultTransport, &s.sent}}))
 	if s.puller, err = remote.NewPuller(options...); err != nil {
 		return Client{}, nil, fmt.Errorf("reach registries: %w", err)
 	}
@@ -127,7 +127,10 @@ func (c Client) progress(format string, args ...any) {
 }
 
 func (c Client) options(ctx context.Context) []remote.Option {
-	out := []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(c.keychain()), remote.WithUserAgent("sluice"), remote.WithJobs(jobs)}
+	out := []remote.Option{
+		remote.WithContext(ctx), remote.WithAuthFromKeychain(c.keychain()), remote.WithUserAgent("sluice"), remote.WithJobs(jobs),
+		remote.WithTransport(steady{remote.DefaultTransport}), remote.WithRetryBackoff(backoff()),
+	}
 	if c.session != nil {
 		out = append(out, remote.Reuse(c.session.puller), remote.Reuse(c.session.pusher))
 	}
@@ -147,7 +150,7 @@ func (c Client) insecure(ref string) []name.Option {
 func (c Client) Repository(repo string) (name.Repository, error) {
 	r, err := name.NewRepository(repo, c.insecure(repo)...)
 	if err != nil {
-		return name.Repository{}, refuse(rollout.ReasonInvalid, fieldRegistry, "write it as HOST[:PORT][/PATH], in lower case", "%q is not the name of a repository: %v", repo, err)
+		return name.Repository{}, badName(fieldRegistry, "write it as HOST[:PORT][/PATH], in lower case", repo, "the name of a repository", err)
 	}
 	return r, nil
 }
@@ -162,13 +165,47 @@ type Found struct {
 	registry name.Registry
 }
 
+// imageForm is how images are named.
+const imageForm = "write it as [HOST[:PORT]/]NAME[:TAG], or with @sha256:… for a fixed one"
+
+// badName refuses ref, which should be what. What may be credentials in it is not told.
+func badName(field, form, ref, what string, err error) *rollout.Error {
+	host, _, _ := strings.Cut(ref, "/")
+	if name, after, has := strings.Cut(host, "@"); has && (strings.Contains(name, ":") || !strings.Contains(after, ":")) {
+		return refuse(rollout.ReasonInvalid, field, "take them out, and log in with `docker login` (or the like: its credential store is read)", "what should be %s has credentials in it", what)
+	}
+	return refuse(rollout.ReasonInvalid, field, form, "%q is not %s: %v", ref, what, err)
+}
+
+// Resolved is the name of an image by its digest, in full; that of an image for several platforms is not of one of them. Refusals are
+// those of Find.
+func (c Client) Resolved(ctx context.Context, field, ref string) (string, error) {
+	r, err := name.ParseReference(ref, c.insecure(ref)...)
+	if err != nil {
+		return "", badName(field, imageForm, ref, "the name of an image", err)
+	}
+	if fixed, ok := r.(name.Digest); ok {
+		return fixed.Name(), nil
+	}
+	d, err := remote.Head(r, c.options(ctx)...)
+	if err != nil {
+		// Some registries answer no HEAD; GET also tells why.
+		got, err := remote.Get(r, c.options(ctx)...)
+		if err != nil {
+			return "", failure(err, field, "read image "+ref, r.Context().Registry, rollout.ReasonBaseImageMissing)
+		}
+		d = &got.Descriptor
+	}
+	return r.Context().Digest(d.Digest.String()).Name(), nil
+}
+
 // Find reads an image's manifest and configuration for a platform. field names in refusals where
 // the reference was given: registry_unreachable, registry_denied, base_image_missing,
 // wrong_platform, or invalid for what is no reference.
 func (c Client) Find(ctx context.Context, field, ref string, platform v1.Platform) (Found, error) {
 	r, err := name.ParseReference(ref, c.insecure(ref)...)
 	if err != nil {
-		return Found{}, refuse(rollout.ReasonInvalid, field, "write it as [HOST[:PORT]/]NAME[:TAG], or with @sha256:… for a fixed one", "%q is not the name of an image: %v", ref, err)
+		return Found{}, badName(field, imageForm, ref, "the name of an image", err)
 	}
 	doing := "read image " + ref
 	fail := func(err error) (Found, error) {
@@ -232,6 +269,14 @@ func (c Client) Find(ctx context.Context, field, ref string, platform v1.Platfor
 // registries which clean up do not take it for left-overs; that a tag may not move is told, and no error. Refusals
 // are registry_unreachable, registry_denied and registry_refused.
 func (c Client) Push(ctx context.Context, img v1.Image, repo name.Repository, tag string) (ref name.Digest, known bool, err error) {
+	return c.push(ctx, img, repo, tag, func(err error) error {
+		c.progress("warning: tag %s does not name the image: %v; it is used by its digest, and the registry may take it for a left-over one day", tag, err)
+		return nil
+	})
+}
+
+// push is Push with what a tag that could not be written means.
+func (c Client) push(ctx context.Context, img v1.Image, repo name.Repository, tag string, untagged func(error) error) (ref name.Digest, known bool, err error) {
 	doing := "push to " + repo.Name()
 	digest, err := img.Digest()
 	if err != nil {
@@ -246,7 +291,7 @@ func (c Client) Push(ctx context.Context, img v1.Image, repo name.Repository, ta
 		return name.Digest{}, false, failure(err, fieldRegistry, doing, repo.Registry, rollout.ReasonRegistryRefused)
 	}
 	if err := remote.Tag(repo.Tag(tag), img, c.options(ctx)...); err != nil {
-		c.progress("warning: tag %s does not name the image: %v; it is used by its digest, and the registry may take it for a left-over one day", tag, err)
+		return ref, false, untagged(err)
 	}
 	return ref, false, nil
 }

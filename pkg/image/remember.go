@@ -147,7 +147,7 @@ func (m *memory) tidy() {
 // maker tells apart what makes other bytes of the same files. Every key has it, and there is one for each file of a model.
 var maker = sync.OnceValue(func() string {
 	const library = "github.com/klauspost/compress"
-	out := "layer 1 " + runtime.Version()
+	out := "layer 2 " + runtime.Version()
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, d := range info.Deps {
 			if strings.HasPrefix(d.Path, library) {

@@ -74,7 +74,7 @@ func (c Client) RunnerImageLayer(ctx context.Context, ref string, platform v1.Pl
 		return nil, fmt.Errorf("read runner image: %w", err)
 	}
 	if len(layers) == 0 || !slices.Equal(config.Config.Entrypoint, []string{runnerPath}) {
-		return nil, refuse(rollout.ReasonInvalid, fieldRunner, "name Sluice's own runner image", "%s is not Sluice's runner: it starts %q", ref, config.Config.Entrypoint)
+		return nil, refuse(rollout.ReasonInvalid, fieldRunner, "name Sluice's own runner image with --runner-image or $SLUICE_RUNNER_IMAGE", "%s is not Sluice's runner: it starts %q", ref, config.Config.Entrypoint)
 	}
 	return layers[len(layers)-1], nil // see Product
 }

@@ -3,6 +3,8 @@ package image
 import (
 	"cmp"
 	"context"
+	"errors"
+	"io/fs"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -40,6 +42,9 @@ type Shipper struct {
 	SourceURL string
 	// TempDir holds a build's context, and models that are fetched by https://; default the system's.
 	TempDir string
+	// ModelQuery gives what belongs behind the ? of the address of a model that is fetched by https://, by the model's name: such as a
+	// signature, which the manifest must not have. nil, or "", is nothing.
+	ModelQuery func(model string) string
 	// Stage, if not nil, is told when one begins: package, environment, image, push.
 	Stage func(deploy.Stage)
 	// CacheDir keeps what was hashed, so that files are read again only once they have changed; empty keeps nothing.
@@ -88,13 +93,13 @@ func (s Shipper) stage(at deploy.Stage) {
 
 func (s Shipper) repository(endpoint string) (name.Repository, error) {
 	if s.Registry == "" {
-		return name.Repository{}, refuse(rollout.ReasonInvalid, fieldRegistry, "name the registry that the cluster pulls from, such as registry.example/models", "images need a registry")
+		return name.Repository{}, refuse(rollout.ReasonInvalid, fieldRegistry, "name the registry that the cluster pulls from with --registry or $SLUICE_REGISTRY, such as registry.example/models", "images need a registry")
 	}
 	return s.Repository(strings.TrimSuffix(s.Registry, "/") + "/" + endpoint)
 }
 
 // underlay finds what lies under the project: the runner and the image of the environment, for one platform.
-func (s Shipper) underlay(ctx context.Context, dir string, p *Parts, m *memory) error {
+func (s Shipper) underlay(ctx context.Context, dir string, besides []fs.FileInfo, p *Parts, m *memory) error {
 	p.Platform = v1.Platform{OS: "linux", Architecture: "amd64"}
 	if s.Platform != "" {
 		asked, err := v1.ParsePlatform(s.Platform)
@@ -121,14 +126,14 @@ func (s Shipper) underlay(ctx context.Context, dir string, p *Parts, m *memory) 
 			return err
 		}
 	default:
-		return refuse(rollout.ReasonInvalid, fieldRunner, "name its image or its file", "images need the runner")
+		return refuse(rollout.ReasonInvalid, fieldRunner, "name its image with --runner-image or $SLUICE_RUNNER_IMAGE", "images need the runner")
 	}
 	env := p.Package.Manifest.Environment
 	if env.Dockerfile == "" {
 		env.BaseImage = cmp.Or(env.BaseImage, s.BaseImage)
 	}
 	var base Found
-	d, err := environment.Load(ctx, dir, env, environment.Options{Platform: p.Platform.String(), Files: s.Manifest.Contents(), Resolve: func(ctx context.Context, field, ref string) (environment.Image, error) {
+	d, err := environment.Load(ctx, dir, env, environment.Options{Platform: p.Platform.String(), Files: s.Manifest.Contents(), Besides: besides, Resolve: func(ctx context.Context, field, ref string) (environment.Image, error) {
 		img, found, err := s.Resolve(ctx, field, ref, p.Platform)
 		if err != nil {
 			return environment.Image{}, err
@@ -156,7 +161,7 @@ func (s Shipper) pulled(ref name.Digest) (string, error) {
 	}
 	out := strings.TrimSuffix(s.PullRegistry, "/") + "/" + ref.Context().RepositoryStr() + "@" + ref.DigestStr()
 	if _, err := name.NewDigest(out); err != nil || strings.Contains(strings.TrimSuffix(s.PullRegistry, "/"), "/") {
-		return "", refuse(rollout.ReasonInvalid, "pullRegistry", "write it as HOST[:PORT]", "%q is not the address of a registry", s.PullRegistry)
+		return "", badName("pullRegistry", "write it as HOST[:PORT]", s.PullRegistry, "the address of a registry", cmp.Or(err, errors.New("it has a path")))
 	}
 	return out, nil
 }

@@ -35,6 +35,8 @@ const (
 	// uploadTries without progress end an upload; the pause before the first is firstPause, then twice the one before.
 	uploadTries = 7
 	firstPause  = 200 * time.Millisecond
+	// maxMute is how often a session may fail to say where it stands before another is begun.
+	maxMute = 2
 	// maxPause is the longest, whatever a registry asks for.
 	maxPause = 30 * time.Second
 )
@@ -89,7 +91,11 @@ func (u *uploads) send(ctx context.Context, l v1.Layer) error {
 	case err == nil || errors.Is(err, errWhole):
 		return nil
 	case errors.As(err, &source):
-		return fmt.Errorf("push to %s: %w", u.repo.Name(), err)
+		doing := "push to " + u.repo.Name()
+		if err := brokenOff(err, fieldRegistry, doing); err != nil {
+			return err
+		}
+		return fmt.Errorf("%s: %w", doing, err)
 	}
 	return failure(err, fieldRegistry, "push to "+u.repo.Name(), u.repo.Registry, rollout.ReasonRegistryRefused)
 }
@@ -160,6 +166,8 @@ type upload struct {
 	fromAt int64
 	buf    []byte
 	told   time.Time
+	// mute is how often in a row the session did not say where it stands.
+	mute int
 	// odd is how often it was said that a piece does not belong where the answer before had put it.
 	odd int
 }
@@ -304,20 +312,23 @@ func (up *upload) run(ctx context.Context, digest v1.Hash) (wait time.Duration, 
 // begin asks where a session stands, or begins one.
 func (up *upload) begin(ctx context.Context) (time.Duration, error) {
 	if up.at != nil {
-		resp, wait, err := up.do(ctx, http.MethodGet, up.at.String(), nil, nil, http.StatusNoContent, http.StatusOK)
+		wait, gone, err := up.resume(ctx)
 		if err == nil {
-			return 0, up.stands(resp)
+			up.mute = 0
+			return 0, nil
 		}
-		var said *transport.Error
-		if !errors.As(err, &said) || said.StatusCode >= http.StatusInternalServerError || said.StatusCode == http.StatusTooManyRequests {
+		if up.mute++; !gone && up.mute < maxMute {
 			return wait, err
 		}
-		up.at, up.done = nil, 0 // it is gone
+		if gone {
+			up.at = nil
+		}
 	}
 	resp, wait, err := up.do(ctx, http.MethodPost, up.url("blobs/uploads/"), nil, nil, http.StatusAccepted)
 	if err != nil {
-		return wait, err
+		return wait, err // if the registry is away as a whole, the session may come back with it
 	}
+	up.at, up.done, up.mute = nil, 0, 0
 	if n, err := strconv.ParseInt(resp.Header.Get("OCI-Chunk-Min-Length"), 10, 64); err == nil && n > up.piece {
 		if n > maxPiece {
 			return 0, errWhole
@@ -328,6 +339,17 @@ func (up *upload) begin(ctx context.Context) (time.Duration, error) {
 		up.piece = n
 	}
 	return 0, up.located(resp)
+}
+
+// resume asks where the session stands. gone says that there is none any more.
+func (up *upload) resume(ctx context.Context) (wait time.Duration, gone bool, err error) {
+	resp, wait, err := up.do(ctx, http.MethodGet, up.at.String(), nil, nil, http.StatusNoContent, http.StatusOK)
+	if err == nil {
+		return 0, false, up.stands(resp)
+	}
+	var said *transport.Error
+	gone = errors.As(err, &said) && said.StatusCode < http.StatusInternalServerError && said.StatusCode != http.StatusTooManyRequests
+	return wait, gone, err
 }
 
 // located takes the session's address from an answer; it changes with each.

@@ -171,6 +171,34 @@ func TestLargeLayersGoOn(t *testing.T) {
 			w.Header().Set("Range", fmt.Sprintf("0-%d", is-was-1))
 			w.WriteHeader(202)
 		}, extra: unit, patches: 5},
+		"the session goes mute": {hurt: func() func(*sessions, http.ResponseWriter, *http.Request) bool {
+			ends := nth("PATCH", 3, status(500))
+			var mu sync.Mutex
+			mute := false
+			return func(s *sessions, w http.ResponseWriter, r *http.Request) bool {
+				mu.Lock()
+				defer mu.Unlock()
+				if mute && strings.HasSuffix(r.URL.Path, "/uploads/1") {
+					w.WriteHeader(http.StatusInternalServerError)
+					return true
+				}
+				ended := ends(s, w, r)
+				mute = mute || ended
+				return ended
+			}
+		}(), extra: 20 * unit, patches: 5},
+		"the session makes no sense": {hurt: func() func(*sessions, http.ResponseWriter, *http.Request) bool {
+			ends := nth("PATCH", 3, status(500))
+			return func(s *sessions, w http.ResponseWriter, r *http.Request) bool {
+				if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/uploads/1") {
+					w.Header().Set("Range", "0-99999999999")
+					w.WriteHeader(http.StatusNoContent)
+					return true
+				}
+				return ends(s, w, r)
+			}
+		}(), extra: 20 * unit, patches: 5},
+		"the session leads nowhere": {hurt: nth("PATCH", 2, status(202, "Location", "http://127.0.0.1:1/nowhere")), extra: 20 * unit, patches: 5},
 		"no second piece": {hurt: func(s *sessions, w http.ResponseWriter, r *http.Request) bool {
 			if r.Method == http.MethodPatch && r.Header.Get("Content-Range") != "" && !strings.HasPrefix(r.Header.Get("Content-Range"), "0-") {
 				_, _ = io.Copy(io.Discard, r.Body)
@@ -249,6 +277,9 @@ func TestLargeLayersGiveUp(t *testing.T) {
 			_, err := sh.Ship(t.Context(), dir)
 			if rollout.ReasonOf(err) != c.want || err == nil || !strings.Contains(err.Error(), "no room for it") {
 				t.Errorf("%v, want %s and what the registry said", err, c.want)
+			}
+			if c.status == 507 && err != nil && !strings.Contains(err.Error(), "its disk is full") {
+				t.Errorf("%v does not say what to do", err)
 			}
 			if tries != c.tries {
 				t.Errorf("%d tries, want %d", tries, c.tries)

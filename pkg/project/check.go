@@ -190,6 +190,9 @@ func (c *checker) modelURI(f string, m Model) {
 		if base := path.Base(u.Path); base == "." || base == "/" || strings.HasSuffix(u.Path, "/") {
 			c.add(f+".uri", forms, "names no file")
 		}
+		if !harmlessQuery(u.RawQuery) {
+			c.add(f+".uri", "take it out, and set "+ModelQueryVariable(m.Name)+" to it where the image is made", "has a query that may be a signature, and the manifest is a part of each image")
+		}
 		if !sha256Pattern.MatchString(m.SHA256) {
 			c.add(f+".sha256", "give the file's SHA-256 in 64 lower-case hexadecimal digits, as `sha256sum` prints it", "is missing or no SHA-256")
 		}

@@ -279,20 +279,22 @@ func TestParseNotSupportedYet(t *testing.T) {
 func TestModelsFromElsewhere(t *testing.T) {
 	sum := strings.Repeat("0a", 32)
 	for text, want := range map[string]string{
-		"uri: 'oci://registry.example/models/fraud:3'":                     "",
-		"uri: 'oci://registry.example/models/fraud@sha256:" + sum + "'":    "",
-		"uri: 'https://files.example/a/weights.bin?sig=s', sha256: " + sum: "",
-		"uri: 'https://files.example/a/weights.bin?sig=s3cret'":            "models[0].sha256: is missing or no SHA-256",
-		"uri: 'https://files.example/w', sha256: abc":                      "models[0].sha256: is missing or no SHA-256",
-		"uri: 'https://files.example/', sha256: " + sum:                    "models[0].uri: names no file",
-		"uri: 'https://u:s3cret@files.example/w', sha256: " + sum:          "models[0].uri: has credentials in it",
-		"uri: 'http://files.example/w', sha256: " + sum:                    "models[0].uri: http:// is not supported",
-		"uri: 's3://bucket/w'":                                             "models[0].uri: s3:// is not supported",
-		"uri: 'weights.bin'":                                               "models[0].uri: is no address",
-		"uri: 'oci://registry.example/'":                                   "models[0].uri: names no model",
-		"uri: 'oci://registry.example/m:1', sha256: " + sum:                "models[0].sha256: is for a uri of https://",
-		"path: m, sha256: " + sum:                                          "models[0].sha256: is for a uri of https://",
-		"path: m, uri: 'oci://registry.example/m:1'":                       "models[0].path: a model has a path or a uri, not both",
+		"uri: 'oci://registry.example/models/fraud:3'":                                      "",
+		"uri: 'oci://registry.example/models/fraud@sha256:" + sum + "'":                     "",
+		"uri: 'https://files.example/a/weights.bin?versionId=s&download=1', sha256: " + sum: "",
+		"uri: 'https://files.example/a/weights.bin?sig=s3cret', sha256: " + sum:             "SLUICE_MODEL_QUERY_",
+		"uri: 'https://files.example/a/weights.bin?x=s3cret', sha256: " + sum:               "models[0].uri: has a query that may be a signature",
+		"uri: 'https://files.example/a/weights.bin?sig=s3cret'":                             "models[0].sha256: is missing or no SHA-256",
+		"uri: 'https://files.example/w', sha256: abc":                                       "models[0].sha256: is missing or no SHA-256",
+		"uri: 'https://files.example/', sha256: " + sum:                                     "models[0].uri: names no file",
+		"uri: 'https://u:s3cret@files.example/w', sha256: " + sum:                           "models[0].uri: has credentials in it",
+		"uri: 'http://files.example/w', sha256: " + sum:                                     "models[0].uri: http:// is not supported",
+		"uri: 's3://bucket/w'":                              "models[0].uri: s3:// is not supported",
+		"uri: 'weights.bin'":                                "models[0].uri: is no address",
+		"uri: 'oci://registry.example/'":                    "models[0].uri: names no model",
+		"uri: 'oci://registry.example/m:1', sha256: " + sum: "models[0].sha256: is for a uri of https://",
+		"path: m, sha256: " + sum:                           "models[0].sha256: is for a uri of https://",
+		"path: m, uri: 'oci://registry.example/m:1'":        "models[0].path: a model has a path or a uri, not both",
 	} {
 		_, err := Parse("sluice.yaml", []byte(head+script+"models: [{name: a, version: \"1\", "+text+"}]\n"))
 		switch {

@@ -184,6 +184,15 @@ func (d *Definition) writeContext(ctx context.Context, dir string) error {
 			return err
 		}
 	}
+	for _, l := range d.sourceLinks {
+		target := packagesDir + "/" + l.path
+		if _, err := w.to.Lstat(target); err == nil {
+			continue
+		}
+		if err := w.entry(ctx, l, target); err != nil {
+			return err
+		}
+	}
 	if err := w.write(DockerfileName, d.Dockerfile()); err != nil {
 		return err
 	}

@@ -137,6 +137,10 @@ func TestWriteContext(t *testing.T) {
 			reqs("-r l/r.txt", "real/r.txt", "a", "l", "-> real"),
 			map[string]string{".sluice/packages/requirements.txt": "-rw-r--r-- -r l/r.txt", ".sluice/packages/real/r.txt": "-rw-r--r-- a", ".sluice/packages/l": "-> real"},
 		},
+		"a link to requirements": {
+			reqs("-r l.txt", "l.txt", "-> real/r.txt", "real/r.txt", "a"),
+			map[string]string{".sluice/packages/requirements.txt": "-rw-r--r-- -r l.txt", ".sluice/packages/real/r.txt": "-rw-r--r-- a", ".sluice/packages/l.txt": "-> real/r.txt"},
+		},
 		"own": {
 			own("Dockerfile", "FROM scratch", "a", "x", ".dockerignore", "b", "b", "y"),
 			map[string]string{"Dockerfile": "-rw-r--r-- FROM scratch", "a": "-rw-r--r-- x", ".dockerignore": "-rw-r--r-- b"},

@@ -165,7 +165,11 @@ func (r *condaReader) definition(ctx context.Context, root *yaml.Node) error {
 			dependencies = true
 			err = r.dependencies(ctx, value)
 		default:
-			r.conda.others[key.Value] = canonicalYAML(value)
+			text := canonicalYAML(value)
+			if err = checkSecrets(r.at(value.Line), text); err == nil && condaAddressToken.MatchString(text) {
+				err = r.at(value.Line).invalid("use a channel that needs none", "the address of a channel has credentials in it")
+			}
+			r.conda.others[key.Value] = text
 		}
 		if err != nil {
 			return err
@@ -212,7 +216,7 @@ func (r *condaReader) channels(n *yaml.Node) error {
 			err = checkURL(r.at(c.Line), s)
 		} else if strings.HasPrefix(s, ".") || strings.HasPrefix(s, "/") || strings.HasPrefix(s, "~") {
 			err = r.at(c.Line).invalid("name a channel by name or address", "%s: a channel on a disk is not in the build", s)
-		} else if condaToken.MatchString("/" + s + "/") {
+		} else if condaToken.MatchString("/"+s+"/") || strings.Contains(s, "@") {
 			err = r.at(c.Line).invalid("use a channel that needs none", "a channel has credentials in it")
 		}
 		if err != nil {
@@ -247,7 +251,10 @@ func (r *condaReader) dependencies(ctx context.Context, n *yaml.Node) error {
 			return err
 		}
 		at := r.at(c.Line)
+		channel, _, _ := strings.Cut(s, "::")
 		switch {
+		case channel != s && strings.Contains(channel, "@"):
+			return at.invalid("use a channel that needs none", "a channel has credentials in it")
 		case strings.Contains(s, "://") || strings.HasPrefix(s, "file:"):
 			if err := checkURL(at, s); err != nil {
 				return err

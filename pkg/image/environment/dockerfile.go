@@ -68,6 +68,11 @@ func (l *loader) loadStep(ctx context.Context, at place, text string) error {
 			return err
 		}
 	}
+	for _, n := range nodes {
+		if err := checkInstruction(at, n); err != nil {
+			return err
+		}
+	}
 	l.steps = append(l.steps, text)
 	return nil
 }
@@ -100,7 +105,15 @@ func (l *loader) loadDockerfile(ctx context.Context, name string) error {
 		return inFile(0).invalid("begin it with `FROM IMAGE`", "has no FROM")
 	}
 	r := references{loader: l, field: fieldDockerfile, escape: parsed.EscapeToken, own: true}
+	if err := r.syntax(ctx); err != nil {
+		return err
+	}
 	r.globals(args)
+	for _, n := range parsed.AST.Children {
+		if err := checkInstruction(inFile(n.StartLine), n); err != nil {
+			return err
+		}
+	}
 	for _, s := range stages {
 		if err := r.stage(ctx, inFile(startLine(s.Location)), s); err != nil {
 			return err
@@ -113,6 +126,28 @@ func (l *loader) loadDockerfile(ctx context.Context, name string) error {
 	}
 	_, err = l.t.add(ctx, l.context, at, ".", nil)
 	return err
+}
+
+// checkInstruction refuses secrets in an instruction: the image's history has it.
+func checkInstruction(at place, n *parser.Node) error {
+	if err := checkSecrets(at, n.Original); err != nil {
+		return err
+	}
+	for _, h := range n.Heredocs {
+		if err := checkSecrets(at, h.Content); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// syntax finds the image that reads the Dockerfile (`# syntax=IMAGE`): what its instructions do depends on it.
+func (r *references) syntax(ctx context.Context) error {
+	ref, _, _, found := parser.DetectSyntax([]byte(r.dockerfile.text))
+	if !found || pinned(ref) {
+		return nil
+	}
+	return r.named(ctx, r.field, ref)
 }
 
 func startLine(r []parser.Range) int {
@@ -274,11 +309,47 @@ func (r *references) command(ctx context.Context, at place, c instructions.Comma
 		if c.From != "" {
 			return r.from(ctx, at, c.From)
 		}
-		return r.sources(ctx, at, "COPY", c.SourcePaths, "")
+		sources := c.SourcePaths
+		if c.Parents && !r.own {
+			sources = wholeTrees(sources)
+		}
+		return r.sources(ctx, at, "COPY", sources, "")
 	case *instructions.RunCommand:
 		return r.mounts(ctx, at, c)
+	case *instructions.OnbuildCommand:
+		return r.trigger(ctx, at, c)
 	}
 	return nil
+}
+
+// wholeTrees gives instead of sources of COPY --parents with ** in them, which there stands for any number of directories, what
+// they choose from: all below.
+func wholeTrees(sources []string) []string {
+	out := slices.Clone(sources)
+	for i, src := range out {
+		parts := strings.Split(src, "/")
+		if at := slices.IndexFunc(parts, func(p string) bool { return strings.Contains(p, "**") }); at >= 0 {
+			out[i] = cmp.Or(strings.Join(parts[:at], "/"), ".")
+		}
+	}
+	return out
+}
+
+// trigger finds what an instruction refers to that runs in stages which begin with this one. Only those of the project's own
+// Dockerfile do: nothing is built on an environment that has steps.
+func (r *references) trigger(ctx context.Context, at place, c *instructions.OnbuildCommand) error {
+	if !r.own {
+		return nil
+	}
+	parsed, err := parser.Parse(strings.NewReader(c.Expression))
+	if err != nil || len(parsed.AST.Children) != 1 {
+		return at.invalid("write one instruction behind ONBUILD", "ONBUILD %s cannot be read", c.Expression)
+	}
+	command, err := instructions.ParseCommand(parsed.AST.Children[0])
+	if err != nil {
+		return at.invalid("write one instruction behind ONBUILD", "ONBUILD cannot be read: %v", cleaned(err))
+	}
+	return r.command(ctx, at, command)
 }
 
 // mounts finds what RUN --mount=type=bind reads.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -42,6 +43,8 @@ type Options struct {
 	Micromamba string
 	// Files are contents, by name, of files that belong at the project's root and are not there: project.Given's.
 	Files map[string][]byte
+	// Besides are files and directories that never count, such as what an image is being written to.
+	Besides []fs.FileInfo
 }
 
 // NamedImage is an image that a docker step or the project's Dockerfile names without a digest.
@@ -70,6 +73,8 @@ type Definition struct {
 	pip               []pipLine
 	// sources are the definition's own files that packages are installed from; they count by their lines.
 	sources []source
+	// sourceLinks lead to them; as their names, they do not count.
+	sourceLinks []entry
 }
 
 // source is a file as it was read, by its path from the project's root without links.
@@ -122,6 +127,7 @@ func load(ctx context.Context, dir string, env project.Environment, o Options) (
 	}
 	defer t.close()
 	t.given = o.Files
+	t.besides = o.Besides
 	l := loader{t: t, resolve: o.Resolve, Definition: &Definition{
 		dir: abs, given: o.Files, platform: platform, micromamba: o.Micromamba, context: fileSet{}, packages: fileSet{},
 	}}
@@ -177,7 +183,7 @@ func exclusive(env project.Environment) error {
 		return nil
 	}
 	if env.BaseImage == "" {
-		return refuse(rollout.ReasonInvalid, fieldBase, "write one with what the script needs, such as python:3.12-slim", "the project names no base image")
+		return refuse(rollout.ReasonInvalid, fieldBase, "write one with what the script needs, such as python:3.12-slim, or name it with --base-image or $SLUICE_BASE_IMAGE", "the project names no base image")
 	}
 	if env.Conda != "" && env.Requirements != "" {
 		return refuse(rollout.ReasonInvalid, fieldRequirements, "keep one of them; a Conda definition can name requirements under `pip:` as `-r FILE`", "conda and requirements exclude each other")

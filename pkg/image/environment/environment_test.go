@@ -220,6 +220,8 @@ func TestWhatCounts(t *testing.T) {
 			reqs("\ufeffnumpy==\\\n1.26\nscipy>=1,\\\n<2\n"),
 			reqs("-r other.txt\nscipy>=1,<2", "other.txt", "numpy==1.26"),
 			reqs("--requirement=sub/other.txt", "sub/other.txt", "numpy==1.26\n-r ../b.txt\n", "b.txt", "scipy>=1,<2"),
+			reqs("-r l.txt", "l.txt", "-> sub/other.txt", "sub/other.txt", "numpy==1.26\nscipy>=1,<2"),
+			reqs("numpy==1.26\u00a0# exactly\n\u00a0# x\nscipy>=1,<2"),
 		},
 		"requirements in another order": {reqs("scipy>=1,<2\nnumpy==1.26\n")},
 		"another package":               {reqs("numpy==1.27\nscipy>=1,<2\n")},
@@ -272,6 +274,8 @@ func TestWhatCounts(t *testing.T) {
 		"a copied tree":     {step([]string{"d/f", "x", "d/.git/y", "z"}, "COPY d /"), step([]string{"d/f", "x", "d/g", "y", ".dockerignore", "d/g"}, "COPY d /")},
 		"a file more":       {step([]string{"d/f", "x", "d/g", "y"}, "COPY d /")},
 		"a file elsewhere":  {step([]string{"d/g", "x"}, "COPY d /")},
+		"parents":           {step([]string{"src/a/b/1.py", "x", "src/2.py", "y", "else", "z"}, "COPY --parents src/**/*.py /"), step([]string{"src/a/b/1.py", "x", "src/2.py", "y"}, "COPY --parents src/**/*.py /")},
+		"parents, edited":   {step([]string{"src/a/b/1.py", "x2", "src/2.py", "y"}, "COPY --parents src/**/*.py /")},
 		"a link":            {step([]string{"d/f", "x", "d/l", "-> f"}, "COPY d /")},
 		"a link, elsewhere": {step([]string{"d/f", "x", "d/l", "-> g"}, "COPY d /")},
 		"a pattern":         {step([]string{"a/1.txt", "x", "b/2.txt", "y", "a/3.csv", "z"}, "COPY ?/*.txt /"), step([]string{"a/1.txt", "x", "b/2.txt", "y"}, "COPY ?/*.txt /")},
@@ -294,6 +298,8 @@ func TestWhatCounts(t *testing.T) {
 		"own, ignored":        {own("Dockerfile", "FROM debian:12\n", ".dockerignore", "*\n", "f", "x"), own("Dockerfile", "FROM debian:12\n", ".dockerignore", "*", "f", "y"), own("Dockerfile", "FROM debian:12\n", "Dockerfile.dockerignore", "*")},
 		"own, another image":  {own("Dockerfile", "FROM python:3.12-slim\n", "f", "x")},
 		"own, several stages": {own("Dockerfile", "ARG V=12\nFROM debian:${V} AS a\nFROM scratch\nCOPY --from=a /x /x\nCOPY --from=0 /x /x\nCOPY --from=tools:1 $A/x /x\n")},
+		"own, a syntax":       {own("Dockerfile", "# syntax=tools:1\nFROM debian:12\n")},
+		"own, a fixed syntax": {own("Dockerfile", "# syntax=tools@"+baseDigest+"\nFROM debian:12\n")},
 	}
 	seen := map[string]string{}
 	for name, g := range groups {
@@ -425,6 +431,9 @@ func TestRefusals(t *testing.T) {
 		"own, a variable":  {own("Dockerfile", "ARG A\nFROM $A\n"), "Dockerfile:2", "not known before the build"},
 		"own, a builder's": {own("Dockerfile", "FROM --platform=$BUILDPLATFORM debian:12\n"), "Dockerfile:1", "another platform"},
 		"own, a download":  {own("Dockerfile", "FROM debian:12\nRUN a\nADD https://h.example/f /\n"), "Dockerfile:3", "its content is not known"},
+		"own, no syntax":   {own("Dockerfile", "# syntax=nothing:1\nFROM debian:12\n"), "environment.dockerfile", "no image nothing:1"},
+		"own, ONBUILD":     {own("Dockerfile", "FROM debian:12 AS a\nONBUILD ADD https://h.example/f /\nFROM a\n"), "Dockerfile:2", "its content is not known"},
+		"own, ONBUILD of":  {own("Dockerfile", "FROM debian:12 AS a\nONBUILD COPY --from=nothing:1 /f /\nFROM a\n"), "environment.dockerfile", "no image nothing:1"},
 		"own, a link":      {own("Dockerfile", "FROM debian:12\n", "l", "-> /etc/passwd"), "environment.dockerfile", "leaves the project"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -484,13 +493,17 @@ J_k
 -r more.txt
 -c c.txt
 -e git+https://h.example/l#egg=l
+n @ hg+https://h.example/n@default
+o @ hg+https://h.example/o@0123456789012345678901234567890123456789
+p @ https://h.example/p.whl#sha256=`+strings.Repeat("a", 64)+`
+q @ https://h.example/q.whl --hash=sha256:aa
 `, map[string]string{"pkg/setup.py": "", "c.txt": "j-k==2\nb>1\n", "more.txt": "m ; python_version == '3.9'"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
-		"requirements.txt:2: b", "requirements.txt:3: c>=1", "requirements.txt:4: d==1.*", "requirements.txt:8: h @ git+https://h.example/h@main",
-		"more.txt:1: m;python_version=='3.9'", "requirements.txt:14: -e git+https://h.example/l#egg=l",
+		"requirements.txt:2: b", "requirements.txt:3: c>=1", "requirements.txt:4: d==1.*", "requirements.txt:7: g @ https://h.example/g.whl", "requirements.txt:8: h @ git+https://h.example/h@main",
+		"more.txt:1: m;python_version=='3.9'", "requirements.txt:14: -e git+https://h.example/l#egg=l", "requirements.txt:15: n @ hg+https://h.example/n@default",
 	}
 	if diff := cmp.Diff(want, d.Unpinned()); diff != "" {
 		t.Errorf("requirements (-want +got):\n%s", diff)
@@ -506,13 +519,16 @@ J_k
 - conda-forge::h=1
 - i 1.0
 - j[version='>=1']
+- https://h.example/l-1.0-0.conda
+- https://h.example/m-1.0-0.conda#0123456789abcdef0123456789abcdef
+- https://h.example/ch::n==1.0
 - pip:
   - k
 `, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want = []string{"conda.yml:2: a", "conda.yml:6: e>=1", "conda.yml:7: f=1.*", "conda.yml:8: conda-forge::g", "conda.yml:11: j[version='>=1']", "conda.yml:13: k"}
+	want = []string{"conda.yml:2: a", "conda.yml:3: b=1.0", "conda.yml:6: e>=1", "conda.yml:7: f=1.*", "conda.yml:8: conda-forge::g", "conda.yml:9: conda-forge::h=1", "conda.yml:11: j[version='>=1']", "conda.yml:12: https://h.example/l-1.0-0.conda", "conda.yml:16: k"}
 	if diff := cmp.Diff(want, d.Unpinned()); diff != "" {
 		t.Errorf("conda (-want +got):\n%s", diff)
 	}
@@ -547,21 +563,23 @@ func TestExplain(t *testing.T) {
 		was, is func(*testing.T) (*environment.Definition, error)
 		want    []string
 	}{
-		"nothing":     {reqs("a==1"), reqs("a == 1 # x"), nil},
-		"a version":   {reqs("numpy==1.26\nb"), reqs("numpy==2.0\nb"), []string{"requirements.txt: numpy==1.26 → numpy==2.0"}},
-		"a name":      {reqs("a\nb"), reqs("a\nc"), []string{"requirements.txt: removed b", "requirements.txt: added c"}},
-		"the order":   {reqs("a\nb"), reqs("b\na"), []string{"requirements.txt: another order"}},
-		"a hash":      {reqs("a==1 --hash=sha256:aa"), reqs("a==1 --hash=sha256:bb"), []string{"requirements.txt: a==1 --hash=sha256:aa → a==1 --hash=sha256:bb"}},
-		"an index":    {reqs("-i https://a.example"), reqs("-i https://b.example"), []string{"requirements.txt: --index-url=https://a.example → --index-url=https://b.example"}},
-		"below":       {reqs("-r a.txt", "a.txt", "x==1"), reqs("-r a.txt", "a.txt", "x==2"), []string{"a.txt: x==1 → x==2"}},
-		"conda":       {cond("channels: [a]\ndependencies: [x=1, y]"), cond("channels: [a, b]\ndependencies: [x=2, y]"), []string{"conda.yml: x=1 → x=2", "conda.yml: added channel b"}},
-		"a step":      {step(nil, "RUN a", "RUN b"), step(nil, "RUN b"), []string{"docker steps: removed RUN a"}},
-		"other steps": {step(nil, "RUN a"), step(nil, "RUN b"), []string{"docker steps: RUN a → RUN b"}},
-		"a file":      {step([]string{"f", "x"}, "COPY f /"), step([]string{"f", "y"}, "COPY f /"), []string{"copied files: f changed"}},
-		"a package":   {reqs("./p", "p/a", "x"), reqs("./p", "p/a", "x", "p/b", "y"), []string{"files of packages: added p/b"}},
-		"an image":    {base("python:3.12-slim", ""), base("debian:12", ""), []string{"base image: python:3.12-slim (" + baseDigest + ") → debian:12 (sha256:" + strings.Repeat("3", 64) + ")"}},
-		"a platform":  {base("debian:12", ""), base("debian:12", "linux/arm64"), []string{"platform: linux/amd64 → linux/arm64"}},
-		"a kind":      {reqs("a"), base("python:3.12-slim", ""), []string{"requirements.txt: removed"}},
+		"nothing":       {reqs("a==1"), reqs("a == 1 # x"), nil},
+		"a version":     {reqs("numpy==1.26\nb"), reqs("numpy==2.0\nb"), []string{"requirements.txt: numpy==1.26 → numpy==2.0"}},
+		"a name":        {reqs("a\nb"), reqs("a\nc"), []string{"requirements.txt: removed b", "requirements.txt: added c"}},
+		"the order":     {reqs("a\nb"), reqs("b\na"), []string{"requirements.txt: another order"}},
+		"a hash":        {reqs("a==1 --hash=sha256:aa"), reqs("a==1 --hash=sha256:bb"), []string{"requirements.txt: a==1 --hash=sha256:aa → a==1 --hash=sha256:bb"}},
+		"an index":      {reqs("-i https://a.example"), reqs("-i https://b.example"), []string{"requirements.txt: --index-url=https://a.example → --index-url=https://b.example"}},
+		"below":         {reqs("-r a.txt", "a.txt", "x==1"), reqs("-r a.txt", "a.txt", "x==2"), []string{"a.txt: x==1 → x==2"}},
+		"conda":         {cond("channels: [a]\ndependencies: [x=1, y]"), cond("channels: [a, b]\ndependencies: [x=2, y]"), []string{"conda.yml: x=1 → x=2", "conda.yml: added channel b"}},
+		"a step":        {step(nil, "RUN a", "RUN b"), step(nil, "RUN b"), []string{"docker steps: removed RUN a"}},
+		"other steps":   {step(nil, "RUN a"), step(nil, "RUN b"), []string{"docker steps: RUN a → RUN b"}},
+		"a file":        {step([]string{"f", "x"}, "COPY f /"), step([]string{"f", "y"}, "COPY f /"), []string{"copied files: f changed"}},
+		"a package":     {reqs("./p", "p/a", "x"), reqs("./p", "p/a", "x", "p/b", "y"), []string{"files of packages: added p/b"}},
+		"an image":      {base("python:3.12-slim", ""), base("debian:12", ""), []string{"base image: python:3.12-slim (" + baseDigest + ") → debian:12 (sha256:" + strings.Repeat("3", 64) + ")"}},
+		"a platform":    {base("debian:12", ""), base("debian:12", "linux/arm64"), []string{"platform: linux/amd64 → linux/arm64"}},
+		"files swapped": {reqs("-r a.txt\n-r b.txt", "a.txt", "x", "b.txt", "y"), reqs("-r b.txt\n-r a.txt", "a.txt", "x", "b.txt", "y"), []string{"requirements.txt, b.txt, a.txt: another order: what stands behind -r or -c comes earlier or later among the other lines"}},
+		"a file moved":  {reqs("-r a.txt\ny", "a.txt", "x"), reqs("y\n-r a.txt", "a.txt", "x"), []string{"requirements.txt, a.txt: another order: what stands behind -r or -c comes earlier or later among the other lines"}},
+		"a kind":        {reqs("a"), base("python:3.12-slim", ""), []string{"requirements.txt: removed"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
@@ -613,6 +631,44 @@ func TestSecretsInAddresses(t *testing.T) {
 			t.Errorf("%q: %v, want %q and no secret", text, err, says)
 		}
 	}
+	for text, says := range map[string]string{
+		"--extra-index-url https://h.example/simple?token=s3cret\n":      "a secret in its query, token",
+		"--find-links https://h.example/simple?X-Amz-Signature=s3cret\n": "a secret in its query, X-Amz-Signature",
+		"a @ https://h.example/a.whl?sv=1&sig=s3cret\n":                  "a secret in its query, sig",
+		"a --config-settings=x=https://bob:s3cret@h.example/y\n":         "credentials in it",
+	} {
+		if _, err := requirements(t, text, nil); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%q: %v, want %q and no secret", text, err, says)
+		}
+	}
+	for _, text := range []string{
+		"channels: ['bob:s3cret@h.example/ch']\ndependencies: [a]", "channels: [a]\nchannel_alias: https://bob:s3cret@h.example\ndependencies: [a]",
+		"channels: ['https://h.example/ch?token=s3cret']\ndependencies: [a]", "channel_alias: https://h.example/t/s3cret/ch\ndependencies: [a]",
+		"dependencies: ['bob:s3cret@h.example/ch::a']", "dependencies: [{pip: ['a @ https://h.example/a.whl?token=s3cret']}]",
+	} {
+		if _, err := conda(t, text, nil); rollout.ReasonOf(err) != rollout.ReasonInvalid || !strings.Contains(err.Error(), "conda.yml:") || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	instructions := map[string]bool{
+		"RUN pip install --index-url https://bob:s3cret@h.example/s a":                true,
+		"ENV PIP_INDEX_URL=https://bob:s3cret@h.example/s":                            true,
+		"ADD --checksum=" + sum + " https://h.example/f?sig=s3cret /f":                true,
+		"RUN git clone https://s3cret@h.example/r.git":                                true,
+		"RUN <<EOF\ncurl 'https://h.example/f?a=b&token=s3cret'\nEOF":                 true,
+		"RUN --mount=type=secret,id=p pip install -i https://bob:$(cat /p)@h.example": false,
+		"RUN pip install -i https://bob:${PASSWORD}@h.example/s a":                    false,
+		"RUN git clone ssh://git@h.example/r.git && curl https://h.example/@a/b?c=d":  false,
+		"RUN curl https://h.example/f?token=$TOKEN":                                   false,
+	}
+	for text, secret := range instructions {
+		for what, load := range map[string]func(*testing.T) (*environment.Definition, error){"step": step(nil, text), "own": own("Dockerfile", "FROM debian:12\n"+text+"\n")} {
+			_, err := load(t)
+			if secret && (rollout.ReasonOf(err) != rollout.ReasonInvalid || strings.Contains(err.Error(), "s3cret")) || !secret && err != nil {
+				t.Errorf("%s %q: %v", what, text, err)
+			}
+		}
+	}
 	for step, says := range map[string]string{
 		"ADD --checksum=" + sum + " https://bob:s3cret@host.example/x.tgz /x": "credentials in it",
 		"ADD https://host.example/x.tgz?sig=s3cret /x":                        "its content is not known",
@@ -627,5 +683,41 @@ func TestSecretsInAddresses(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("%q: %v, want %q and no secret", step, err, says)
 		}
+	}
+}
+
+// TestBesides: what an image is being written to does not count, where it lies in the project.
+func TestBesides(t *testing.T) {
+	dir := files(t, map[string]string{"Dockerfile": "FROM debian:12\nCOPY . /\n", "f": "x"})
+	hash := func(besides ...string) string {
+		t.Helper()
+		o := options()
+		for _, b := range besides {
+			info, err := os.Lstat(filepath.Join(dir, b))
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.Besides = append(o.Besides, info)
+		}
+		d, err := environment.Load(t.Context(), dir, project.Environment{Dockerfile: "Dockerfile"}, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.Hash()
+	}
+	was := hash()
+	for name, text := range map[string]string{"out/blobs/a": "y", "image.tar": "z"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if is := hash("out", "image.tar"); is != was {
+		t.Error("it counts")
+	}
+	if is := hash("out"); is == was {
+		t.Error("what is no output does not count")
 	}
 }

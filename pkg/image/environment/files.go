@@ -73,6 +73,8 @@ type tree struct {
 	ignoreFile string
 	// given are contents of files at the root that are not there; see Options.Files.
 	given map[string][]byte
+	// besides are files and directories that never count.
+	besides []fs.FileInfo
 }
 
 func openTree(dir string) (*tree, error) {
@@ -281,6 +283,9 @@ func (t *tree) walk(ctx context.Context, set fileSet, at place, p string, info f
 	}
 	unsafe := func(format string, args ...any) error {
 		return at.refuse(rollout.ReasonUnsafeFile, "remove it, or keep it out with .dockerignore", "%s "+format, append([]any{shown(p)}, args...)...)
+	}
+	if slices.ContainsFunc(t.besides, func(b fs.FileInfo) bool { return os.SameFile(b, info) }) {
+		return nil
 	}
 	if p != "." {
 		out, err := t.out(p)

@@ -118,7 +118,7 @@ func (l *loader) loadRequirements(ctx context.Context, name string) error {
 		return err
 	}
 	if len(l.pip) == 0 {
-		l.sources, l.packages = nil, fileSet{} // as if there were none
+		l.sources, l.sourceLinks, l.packages = nil, nil, fileSet{} // as if there were none
 		return nil
 	}
 	l.requirements = p
@@ -144,9 +144,7 @@ func (r *pipReader) file(ctx context.Context, at place, p string, kind pipKind) 
 	if err != nil {
 		return err
 	}
-	for _, link := range to.links {
-		r.packages[link.path] = link
-	}
+	r.sourceLinks = append(r.sourceLinks, to.links...)
 	if !slices.ContainsFunc(r.sources, func(s source) bool { return s.path == to.path }) {
 		r.sources = append(r.sources, source{to.path, data})
 	}
@@ -173,8 +171,8 @@ type numbered struct {
 	text string
 }
 
-// comment is pip's: at the line's beginning or behind white space.
-var comment = regexp.MustCompile(`(^|[\t ]+)#.*$`)
+// comment is pip's: at the line's beginning or behind white space, also that of other scripts (Python's \s).
+var comment = regexp.MustCompile(`(^|[\t\x{85}\p{Z}]+)#.*$`)
 
 // pipLines splits a file into its logical lines: continuations are joined, comments and empty lines go
 // (pip, req_file.py: join_lines, ignore_comments).
@@ -210,7 +208,7 @@ func pipLines(at place, text string) ([]numbered, error) {
 		if parts == nil {
 			first = i + 1
 		}
-		isComment := strings.HasPrefix(strings.TrimLeft(line, "\t "), "#")
+		isComment := strings.HasPrefix(strings.TrimLeftFunc(line, unicode.IsSpace), "#")
 		if isComment {
 			line = " " + line // so that it is one even behind what it continues
 		}
@@ -257,6 +255,9 @@ func (r *pipReader) line(ctx context.Context, at place, text, dir string, kind p
 		}
 		i += used - 1
 		if o.each {
+			if err := checkSecrets(at, o.value); err != nil {
+				return err
+			}
 			with = append(with, o.String())
 		} else {
 			own = append(own, o)
@@ -417,6 +418,9 @@ func (r *pipReader) global(ctx context.Context, at place, o option, dir string) 
 			o.value = "./" + path.Clean(from+o.value) // from the project's root, wherever it is written
 			break
 		}
+	}
+	if err := checkSecrets(at, o.value); err != nil {
+		return err
 	}
 	r.pip = append(r.pip, pipLine{at: at, kind: pipOption, text: o.String()})
 	return nil
@@ -637,7 +641,11 @@ func withoutUser(s string) string {
 	return host
 }
 
-var condaToken = regexp.MustCompile(`/t/[^/]+/`)
+// condaToken is one in a channel's path, condaAddressToken in an address anywhere in a text.
+var (
+	condaToken        = regexp.MustCompile(`/t/[^/]+/`)
+	condaAddressToken = regexp.MustCompile(`://[^\s"?#]*/t/[^/\s"]+/`)
+)
 
 // checkURL refuses an address with credentials, which would be in the image for all to read, and one
 // whose content lies on the builder's disk.
@@ -654,8 +662,7 @@ func checkURL(at place, s string) error {
 		return at.invalid("write it as https://HOST/PATH, and use an index or mirror that needs no credentials", "an address has no scheme, and credentials in it")
 	}
 	if u.User != nil && (password || !strings.HasSuffix(u.Scheme, "ssh")) || condaToken.MatchString(u.Path) {
-		return at.invalid("use an index or mirror that needs none from where images are built; they would be in a layer of the image",
-			"the address of %s has credentials in it", u.Host)
+		return at.credentials(u.Host)
 	}
-	return nil
+	return checkSecrets(at, s)
 }

@@ -2,6 +2,7 @@ package environment
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -215,7 +216,24 @@ func Explain(earlier, now Summary) []Change {
 			out = append(out, Change{is.Kind, is.Name, "added"})
 		}
 	}
+	if len(out) == 0 {
+		out = append(out, reordered(now))
+	}
 	return out
+}
+
+// reordered is what differs between two hashes of inputs that are alike: the lines of files that stand in one another's.
+func reordered(now Summary) Change {
+	var files []string
+	for _, in := range now.Inputs {
+		if in.Kind == "requirements" {
+			files = append(files, in.Name)
+		}
+	}
+	if len(files) == 0 {
+		return Change{"order", "inputs", "another order"}
+	}
+	return Change{"requirements", strings.Join(files, ", "), "another order: what stands behind -r or -c comes earlier or later among the other lines"}
 }
 
 func inputOf(s Summary, like Input) *Input {
@@ -317,15 +335,24 @@ func pipName(s string) string {
 	return strings.Join(strings.FieldsFunc(strings.ToLower(s), func(r rune) bool { return r == '-' || r == '_' || r == '.' }), "-")
 }
 
-// pinned says whether a line names one version: by ==, by hash, by an address (of git: with the
-// commit's full hash), or as a package of the project.
+var (
+	// repositoryScheme begins the address of a repository (pip, "VCS Support").
+	repositoryScheme = regexp.MustCompile(`(?:^|[ @])(?:git|hg|svn|bzr)\+[a-z+]+://`)
+	// fragmentHash is the hash of an archive in its address.
+	fragmentHash = regexp.MustCompile(`#(?:.*&)?(?:sha256=[0-9a-f]{64}|sha384=[0-9a-f]{96}|sha512=[0-9a-f]{128})(?:$|[& ;])`)
+	// condaHash is that of a package in its address (conda, "explicit" specifications).
+	condaHash = regexp.MustCompile(`#(?:[0-9a-f]{32}|(?:sha256:)?[0-9a-f]{64})$`)
+)
+
+// pinned says whether a line names one version: by ==, by hash, by an address with a hash (of a repository: with the
+// commit's full one), or as a package of the project.
 func (l pipLine) pinned() bool {
 	if l.local != "" || slices.ContainsFunc(l.with, func(w string) bool { return strings.HasPrefix(w, "--hash=") }) {
 		return true
 	}
 	if _, address, isURL := strings.Cut(l.text, "://"); isURL {
-		if !strings.Contains(l.text, "git+") && l.kind != pipEditable {
-			return true
+		if !repositoryScheme.MatchString(l.text) && l.kind != pipEditable {
+			return fragmentHash.MatchString(l.text)
 		}
 		address, _, _ = strings.Cut(address, "#")
 		address = strings.TrimSpace(strings.SplitN(address, " ", 2)[0])
@@ -347,12 +374,16 @@ func splitConda(spec string) (name, rest string) {
 	return spec, ""
 }
 
-// condaPinned says whether a spec names one version: NAME=VERSION[=BUILD] or NAME==VERSION without a
-// wildcard, NAME VERSION, or an address.
+// condaPinned says whether a spec names one version: NAME==VERSION, NAME VERSION or NAME=VERSION=BUILD without a
+// wildcard, or an address with a hash. NAME=VERSION is any that begins so (conda, "Package match specifications").
 func condaPinned(spec string) bool {
-	if strings.Contains(spec, "://") {
-		return true
+	if strings.Contains(spec, "://") && !strings.Contains(spec, "::") {
+		return condaHash.MatchString(spec)
 	}
 	_, rest := splitConda(spec)
-	return strings.Trim(rest, "= ") != "" && !strings.ContainsAny(rest, "<>!~|,*[")
+	if strings.Trim(rest, "= ") == "" || strings.ContainsAny(rest, "<>!~|,*[") {
+		return false
+	}
+	version, fuzzy := strings.CutPrefix(rest, "=")
+	return !fuzzy || strings.HasPrefix(version, "=") || strings.ContainsAny(version, "= ")
 }

@@ -8,6 +8,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -50,6 +52,9 @@ func Listen(ctx context.Context, address string, anywhere bool) (net.Listener, e
 		}
 	}
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", at.String())
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, &rollout.Error{Reason: rollout.ReasonConflict, Field: "--listen", Message: address + " is in use", Hint: "use what listens there, if it is a registry, or another port: --listen 127.0.0.1:5001"}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", address, err)
 	}
@@ -89,6 +94,9 @@ func Serve(ctx context.Context, l net.Listener, dir string, log *slog.Logger, re
 		API: config.ConfigAPI{DeleteEnabled: &yes, Blob: config.ConfigAPIBlob{DeleteEnabled: &no}},
 	})
 	turns := &turns{images: images, dir: dir}
+	// Whoever reaches an address of this machine alone is on it, but for a browser that a page of somebody else's sends here by a
+	// name of theirs.
+	own := loopback(l.Addr())
 	// Requests hold it for reading; whoever has it for writing knows that none is under way.
 	var busy sync.RWMutex
 	closed := false
@@ -97,7 +105,11 @@ func Serve(ctx context.Context, l net.Listener, dir string, log *slog.Logger, re
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			busy.RLock()
 			defer busy.RUnlock()
-			if !closed {
+			switch {
+			case closed:
+			case own && !ownName(r.Host):
+				http.Error(w, "this registry is for this machine, by the names localhost and 127.0.0.1", http.StatusMisdirectedRequest)
+			default:
 				turns.ServeHTTP(w, r)
 			}
 		}),
@@ -127,6 +139,21 @@ func Serve(ctx context.Context, l net.Listener, dir string, log *slog.Logger, re
 		log.Debug("the registry did not close cleanly", "error", e)
 	}
 	return err
+}
+
+func loopback(a net.Addr) bool {
+	at, ok := a.(*net.TCPAddr)
+	return ok && at.IP.IsLoopback()
+}
+
+// ownName says of a request's Host whether it is a name that no other than this machine has.
+func ownName(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
+	ip := net.ParseIP(host)
+	return host == "localhost" || strings.HasSuffix(host, ".localhost") || ip != nil && ip.IsLoopback() // RFC 6761, section 6.3
 }
 
 // tidy removes what a process that was killed had not finished: uploads, whose sessions it alone knew,

@@ -320,6 +320,49 @@ func TestProtocol(t *testing.T) {
 	want(resp, http.StatusMethodNotAllowed)
 }
 
+// TestHosts: on an address of this machine alone, only its own names are answered: a browser could be sent there by another.
+func TestHosts(t *testing.T) {
+	ask := func(l net.Listener, host string) int {
+		t.Helper()
+		_, port, err := net.SplitHostPort(l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:"+port+"/v2/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = host
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	own := listen(t, "127.0.0.1:0")
+	serve(t, t.TempDir(), own)
+	for host, want := range map[string]int{
+		"127.0.0.1:5000": 200, "localhost:5000": 200, "LOCALHOST": 200, "[::1]:5000": 200, "a.localhost": 200,
+		"evil.example": 421, "evil.example:5000": 421, "10.0.0.1:5000": 421, "localhost.evil.example": 421,
+	} {
+		if got := ask(own, host); got != want {
+			t.Errorf("%s: %d, want %d", host, got, want)
+		}
+	}
+	if _, err := registry.Listen(t.Context(), own.Addr().String(), false); rollout.ReasonOf(err) != rollout.ReasonConflict || !strings.Contains(err.Error(), "another port") {
+		t.Errorf("an address that is in use: %v", err)
+	}
+	all, err := registry.Listen(t.Context(), ":0", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, t.TempDir(), all)
+	if got := ask(all, "registry.example"); got != 200 {
+		t.Errorf("on all addresses: %d", got)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	for _, address := range []string{":0", "0.0.0.0:0", "192.0.2.1:5000", "nonsense"} {
 		if _, err := registry.Listen(t.Context(), address, false); rollout.ReasonOf(err) != rollout.ReasonInvalid {

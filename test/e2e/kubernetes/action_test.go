@@ -145,7 +145,7 @@ func TestActionInWorkflows(t *testing.T) {
 	action := theAction(t, from)
 	o := act.Options{
 		Repository: repo, Actions: map[string]string{"sluice-dev/sluice@v1": action, "sluice-dev/sluice/action/composite@v1": action},
-		Mounts: []string{from + ":/opt/sluice"},
+		Mounts:  []string{from + ":/opt/sluice"},
 		Secrets: map[string]string{"KUBECONFIG": string(kubeconfig)},
 	}
 	run := func(workflow, event string, p map[string]any) act.Result {

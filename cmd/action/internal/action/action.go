@@ -4,6 +4,7 @@ package action
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"flag"
 	"fmt"
@@ -114,6 +115,10 @@ func start(ctx context.Context, args, env []string, stdout, stderr io.Writer, re
 	} else if o, e := findOrigin(a); e == nil {
 		run.from = o
 	}
+	if err == nil && r.onGitHub {
+		// Before anything is done whose outcome could not be told.
+		err = appendable(a, "GITHUB_OUTPUT")
+	}
 	if err == nil {
 		err = run.place()
 	}
@@ -156,10 +161,26 @@ func (r *run) maskSecrets() {
 			r.r.mask(r.in.text[i.name])
 		}
 	}
-	if k := r.in.text["kubeconfig"]; isKubeconfig(k) {
-		for _, secret := range kubeconfigSecrets([]byte(k)) {
-			r.r.mask(secret)
+	for _, kv := range r.env {
+		if name, value, _ := strings.Cut(kv, "="); strings.HasPrefix(name, project.ModelQueryVariable("")) {
+			r.r.mask(value)
 		}
+	}
+	k := r.in.text["kubeconfig"]
+	// As secrets often are, in base64.
+	if decoded, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(k), "")); err == nil && isKubeconfig(string(decoded)) {
+		r.r.mask(k)
+		k = string(decoded)
+		r.in.text["kubeconfig"] = k
+	}
+	if isKubeconfig(k) {
+		r.maskKubeconfig([]byte(k))
+	}
+}
+
+func (r *run) maskKubeconfig(text []byte) {
+	for _, secret := range kubeconfigSecrets(text) {
+		r.r.mask(secret)
 	}
 }
 
@@ -199,10 +220,25 @@ func (r *run) path(field, p string) (string, error) {
 	if r.from.onGitHub && !filepath.IsLocal(p) {
 		return "", invalid(field, "name it by its path from the repository's root", "%q leads out of the workspace", p)
 	}
-	if filepath.IsAbs(p) {
+	if !filepath.IsAbs(p) {
+		p = filepath.Join(r.root, p)
+	}
+	if !r.from.onGitHub {
 		return filepath.Clean(p), nil
 	}
-	return filepath.Join(r.root, p), nil
+	// A link of the repository's may lead to what is not its author's.
+	root, err := filepath.EvalSymlinks(r.root)
+	if err != nil {
+		return "", fmt.Errorf("find workspace: %w", err)
+	}
+	real, err := filepath.EvalSymlinks(p)
+	if err != nil {
+		return p, nil //nolint:nilerr // who opens it says that it is not there
+	}
+	if rel, err := filepath.Rel(root, real); err != nil || !filepath.IsLocal(rel) {
+		return "", invalid(field, "name a file of the repository", "%q is a link that leads out of the workspace", filepath.Base(p))
+	}
+	return p, nil
 }
 
 // do carries out the command.

@@ -2,13 +2,18 @@ package action
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
 	"sigs.k8s.io/yaml"
 
 	"github.com/sluice-dev/sluice/rollout"
@@ -173,7 +178,7 @@ func TestAzureMLFiles(t *testing.T) {
 	w.step(push('a'), inputs).ok(t, statusDeployed)
 	w.write("score.py", "pass # 2\n")
 	w.step(push('b'), append(inputs, "deployment-config", "dc.json")).ok(t, statusDeployed)
-	v := w.endpoint().Spec.Version("blue")
+	v := w.endpoint().Spec.Version("sha-bbbbbbb")
 	if v == nil || v.TrafficPercentile != 15*rollout.OnePercent || v.Replicas == nil || *v.Replicas != 2 || v.Resources == nil || v.Resources.CPU != "500m" && v.Resources.CPU != "0.5" {
 		t.Errorf("the version is %+v", v)
 	}
@@ -212,10 +217,20 @@ func TestFork(t *testing.T) {
 			w.step(e, nil).refused(t, rollout.ReasonUnknownField)
 		})
 	}
-	w := newWorld(t)
-	e := pullRequest(5, 'a')
-	e.headRepository = 1
-	w.step(e.closed(true), with("command", "promote")).refused(t, rollout.ReasonFork)
+	// Nothing is changed on its behalf either, and a closed one leaves nothing to clean up: that is no failure.
+	for _, name := range []string{"pull_request", "pull_request_target"} {
+		w := newWorld(t)
+		w.step(push('a'), nil).ok(t, statusDeployed)
+		before := w.endpoint().Metadata.Generation
+		e := pullRequest(5, 'a')
+		e.name, e.headRepository = name, 1
+		for _, command := range []string{"promote", "delete", "rollback"} {
+			out := w.step(e.closed(true), with("command", command, "version", "sha-aaaaaaa"))
+			if out.code != 0 || out.outputs["status"] != statusUnchanged || out.outputs["reason-code"] != string(rollout.ReasonFork) || w.endpoint().Metadata.Generation != before {
+				t.Errorf("%s of a fork on %s: exit code %d, %v", command, name, out.code, out.outputs)
+			}
+		}
+	}
 }
 
 // What does not become healthy fails the step, with what its replica said last, and is never in the way.
@@ -293,7 +308,7 @@ func TestContract(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"command": "deploy", "directory": ".", "config": "", "inference-config": "", "deployment-config": "", "models": "", "endpoint": "", "namespace": "", "version": "",
+		"command": "deploy", "directory": ".", "config": "", "inference-config": "", "deployment-config": "", "environment-file": "", "models": "", "leave-out": "", "endpoint": "", "namespace": "", "version": "",
 		"description": "", "type": "", "traffic-percentile": "", "is-default": "false", "new-default": "", "force": "false",
 		"registry": "", "registry-username": "", "registry-password": "", "pull-registry": "", "insecure-registry": "", "global-registry": "",
 		"builder": "", "rebuild": "false", "base-image": "", "runner-image": "", "platform": "linux/amd64",
@@ -376,7 +391,7 @@ func TestOutputsHoldNoOthers(t *testing.T) {
 func TestHarmless(t *testing.T) {
 	for in, want := range map[string]string{
 		"plain :: text": "plain :: text", "::error::x": `\::error::x`, "a\n  ::set-output name=x::y": "a\n" + `  \::set-output name=x::y`,
-		"a\r::add-mask::e": "a\n" + `\::add-mask::e`, "x ##[group]y": "x ## [group]y",
+		"a\r::add-mask::e": "a\n" + `\::add-mask::e`, "x ##[group]y": "x ## [group]y", "\v::a::b": "\n" + `\::a::b`, "\u00a0\u3000::a::b": "\u00a0\u3000" + `\::a::b`, "\ufeff::a": "\ufeff" + `\::a`, "a\u2028::b": "a\n" + `\::b`,
 	} {
 		if got := harmless(in); got != want {
 			t.Errorf("%q became %q, want %q", in, got, want)
@@ -388,5 +403,212 @@ func TestSummaryIsNoMarkup(t *testing.T) {
 	s := summary{endpoint: "fraud", failures: []string{"<img src=x> [a](http://evil) | `x` @team"}}
 	if m := s.markdown(); strings.ContainsAny(strings.SplitN(m, "❌", 2)[1], "<[`@") {
 		t.Errorf("summary %q", m)
+	}
+}
+
+// Events with secrets that anybody may cause deploy nothing but what is checked out of their own commit.
+func TestUntrustedEvents(t *testing.T) {
+	w := newWorld(t)
+	e := pullRequest(5, 'a')
+	e.name = "pull_request_target"
+	if out := w.step(e, nil).refused(t, rollout.ReasonInvalid); !strings.Contains(out.log, "under the name of the pull request's commit") {
+		t.Errorf("told %s", out.log)
+	}
+	git := func(args ...string) string {
+		t.Helper()
+		c := exec.Command("git", append([]string{"-C", w.workspace, "-c", "user.name=t", "-c", "user.email=t@t.example"}, args...)...)
+		out, err := c.CombinedOutput()
+		if err != nil {
+			t.Fatalf("git %q: %v: %s", args, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	git("init", "-q", "-b", "main")
+	git("add", "-A")
+	git("commit", "-qm", "1")
+	head := git("rev-parse", "HEAD")
+	for _, name := range []string{"issue_comment", "workflow_run"} {
+		e := push('a')
+		e.name = name
+		w.step(e, nil).refused(t, rollout.ReasonDenied)
+	}
+	// By hand, what is checked out is what is deployed.
+	e = push('a')
+	e.name = "workflow_dispatch"
+	if out := w.step(e, nil).ok(t, statusDeployed); out.outputs["version"] != "sha-"+head[:7] {
+		t.Errorf("outputs %v", out.outputs)
+	}
+	git("pack-refs", "--all")
+	if got := checkedOut(w.workspace); got != head {
+		t.Errorf("checked out is %q, by a packed reference", got)
+	}
+	git("checkout", "-q", "--detach")
+	if got := checkedOut(w.workspace); got != head {
+		t.Errorf("checked out is %q, detached", got)
+	}
+	w.write(".git/HEAD", "ref: ../../etc/passwd\n")
+	if got := checkedOut(w.workspace); got != "" {
+		t.Errorf("checked out is %q", got)
+	}
+}
+
+func TestDependabot(t *testing.T) {
+	w := newWorld(t)
+	out := w.step(pullRequest(5, 'a'), nil, "GITHUB_ACTOR=dependabot[bot]")
+	if out.code != 0 || out.outputs["status"] != statusChecked || out.outputs["reason-code"] != string(rollout.ReasonFork) {
+		t.Errorf("exit code %d, %v\n%s", out.code, out.outputs, out.log)
+	}
+}
+
+// The same commit with another content runs as it did, and outputs say as what.
+func TestSameCommitOtherContent(t *testing.T) {
+	w := newWorld(t)
+	first := w.step(push('a'), nil).ok(t, statusDeployed)
+	w.write("model/weights.bin", "trained again")
+	again := w.step(push('a'), nil).ok(t, statusUnchanged)
+	if again.outputs["image"] != first.outputs["image"] || again.outputs["digest"] != first.outputs["digest"] || !strings.Contains(again.log, "::warning") || !strings.Contains(again.summary, "another content") {
+		t.Errorf("outputs %v\n%s", again.outputs, again.log)
+	}
+	// Another share is not silently left out.
+	w.step(push('b'), with("traffic-percentile", "20")).ok(t, statusDeployed)
+	if out := w.step(push('b'), with("traffic-percentile", "5")).ok(t, statusUnchanged); !strings.Contains(out.summary, "claims 20 &#37;") && !strings.Contains(out.summary, "claims 20 %") {
+		t.Errorf("summary\n%s", out.summary)
+	}
+}
+
+// What is closed is cleaned up, and what serves is not: neither the control, nor the last one.
+func TestCleaningKeepsWhatServes(t *testing.T) {
+	w := newWorld(t)
+	w.step(pullRequest(5, 'a'), nil).ok(t, statusDeployed)
+	out := w.step(pullRequest(5, 'a').closed(false), with("command", "delete")).ok(t, statusUnchanged)
+	if !strings.Contains(out.log, "::warning") || w.endpoint().Spec.Version("pr-5-aaaaaaa") == nil {
+		t.Errorf("told %s", out.log)
+	}
+	for _, c := range []byte("bcd") {
+		w.write("score.py", "pass # "+string(c)+"\n")
+		w.step(pullRequest(6, c), nil).ok(t, statusDeployed)
+	}
+	w.step(pullRequest(6, 'd').closed(true), with("command", "delete")).ok(t, statusDeleted)
+	if n := len(w.endpoint().Spec.Versions); n != 1 {
+		t.Errorf("%d versions are left", n)
+	}
+	w.step(push('9'), with("command", "delete")).ok(t, statusUnchanged)
+	w.step(push('9'), with("command", "delete", "version", "sha-9999999")).refused(t, rollout.ReasonUnknownVersion)
+}
+
+// A version that was rolled back is not let in again by the same deploy, and its workflow does not turn green.
+func TestRolledBackStaysOut(t *testing.T) {
+	w := newWorld(t)
+	w.step(push('a'), nil).ok(t, statusDeployed)
+	w.write("score.py", "pass # 2\n")
+	w.step(push('b'), nil).ok(t, statusDeployed)
+	w.step(push('b'), with("command", "rollback")).ok(t, statusRolledBack)
+	w.step(push('b'), nil).refused(t, rollout.ReasonRolledBack)
+	w.write("score.py", "pass # 3\n")
+	w.step(push('c'), nil).ok(t, statusDeployed)
+	w.step(push('c'), with("command", "promote")).ok(t, statusPromoted)
+	w.step(push('c'), with("command", "rollback")).ok(t, statusRolledBack)
+	w.step(push('c'), nil).refused(t, rollout.ReasonRolledBack)
+	if v := w.endpoint().Spec.Version("sha-ccccccc"); v.Type != rollout.Untyped {
+		t.Errorf("it is %+v", v)
+	}
+}
+
+// What mends a first version that never served takes its place.
+func TestFirstVersionThatNeverServed(t *testing.T) {
+	w := newWorld(t)
+	w.broken["sha-aaaaaaa"] = rollout.VersionStatus{Reason: rollout.ReasonInitFailed, Message: "init() raised"}
+	w.step(push('a'), nil).refused(t, rollout.ReasonInitFailed)
+	w.write("score.py", "pass # mended\n")
+	out := w.step(push('b'), with("traffic-percentile", "10")).ok(t, statusDeployed)
+	if s := w.endpoint().Spec; s.Default().Name != "sha-bbbbbbb" || s.ByRole(rollout.Control).Name != "sha-bbbbbbb" || !strings.Contains(out.summary, "serves nobody") {
+		t.Errorf("afterwards %+v\n%s", parts(&s), out.summary)
+	}
+}
+
+func TestScriptIsBounded(t *testing.T) {
+	w := newWorld(t)
+	w.step(push('a'), nil).ok(t, statusDeployed)
+	script := func(body string) {
+		w.write("check.sh", "#!/bin/sh\n"+body+"\n")
+		if err := os.Chmod(filepath.Join(w.workspace, "check.sh"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	script("echo working\nsleep 300")
+	began := time.Now()
+	if out := w.step(push('b'), with("test-script", "check.sh", "timeout", "2s")).refused(t, rollout.ReasonSmokeFailed); !strings.Contains(out.log, "did not end within 2s") || !strings.Contains(out.log, "working") {
+		t.Errorf("told %s", out.log)
+	}
+	// What it leaves behind holds nobody up.
+	script("sleep 300 &\nexit 0")
+	w.step(push('c'), with("test-script", "check.sh")).ok(t, statusDeployed)
+	if took := time.Since(began); took > 60*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
+func TestCredentialsOfRegistries(t *testing.T) {
+	for _, c := range []struct{ registry, host string }{{"docker.io/acme", "index.docker.io"}, {"acme", "index.docker.io"}, {"ghcr.io/MyOrg/models", "ghcr.io"}, {"127.0.0.1:5000/x", "127.0.0.1:5000"}} {
+		in, err := parse([]string{"--registry", c.registry, "--registry-username", "me", "--registry-password", "secret"}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &run{in: in}
+		k := r.keychain()
+		k.rest = anonymous{}
+		host, err := name.NewRegistry(c.host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		auth, err := k.Resolve(host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := auth.Authorization(); err != nil || got.Username != "me" || got.Password != "secret" {
+			t.Errorf("%s: %+v (%v)", c.registry, got, err)
+		}
+		if in.text["registry"] != strings.ToLower(c.registry) {
+			t.Errorf("the registry is %q", in.text["registry"])
+		}
+	}
+}
+
+type anonymous struct{}
+
+func (anonymous) Resolve(authn.Resource) (authn.Authenticator, error) { return authn.Anonymous, nil }
+
+// A kubeconfig in base64 is taken, and neither form of it, nor what it holds, is said.
+func TestKubeconfigIsNotTold(t *testing.T) {
+	text := `{"apiVersion": "v1", "kind": "Config", "current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}], "users": [{"name": "u", "user": {"token": "verysecrettoken"}}]}`
+	for _, given := range []string{base64.StdEncoding.EncodeToString([]byte(text)), "Zm9v" + base64.StdEncoding.EncodeToString([]byte(text))} {
+		w := newWorld(t)
+		out := w.step(push('a'), with("kubeconfig", given, "command", "status"))
+		rest := strings.Builder{}
+		for line := range strings.SplitSeq(out.log, "\n") {
+			if !strings.HasPrefix(line, "::add-mask::") {
+				rest.WriteString(line + "\n")
+			}
+		}
+		if out.code == 0 || strings.Contains(rest.String(), given) || strings.Contains(rest.String()+out.summary, "verysecrettoken") || strings.Contains(out.summary, given) {
+			t.Errorf("exit code %d, told\n%s", out.code, rest.String())
+		}
+	}
+}
+
+// A link of the repository's does not lead to files of the runner.
+func TestLinksStayInTheWorkspace(t *testing.T) {
+	w := newWorld(t)
+	outside := filepath.Join(t.TempDir(), "config.json")
+	if err := os.WriteFile(outside, []byte("secret: value\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(outside, filepath.Join(w.workspace, "link.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	for _, inputs := range [][]string{with("config", "link.yaml"), with("inference-config", "link.yaml", "endpoint", "fraud"), with("test-script", "link.yaml")} {
+		if out := w.step(push('a'), inputs).refused(t, rollout.ReasonInvalid); strings.Contains(out.log+out.summary, "secret") || !strings.Contains(out.log, "leads out of the workspace") {
+			t.Errorf("%q told %s", inputs, out.log)
+		}
 	}
 }

@@ -37,8 +37,12 @@ var statusOf = map[string]string{
 
 // change carries out a transition.
 func (r *run) change(ctx context.Context, command string) error {
-	if r.from.fork && r.from.event != "pull_request_target" {
-		return &rollout.Error{Reason: rollout.ReasonFork, Field: "command", Message: fmt.Sprintf("pull request %d comes from a fork: its workflow changes nothing", r.from.pullRequest), Hint: "let a workflow on: push, or a comment, do it"}
+	if r.from.fork || r.from.dependabot {
+		// Nothing of it was deployed, and its workflow has no secrets, or must not use them.
+		r.r.set("status", statusUnchanged)
+		r.r.set("reason-code", string(rollout.ReasonFork))
+		r.warn("Pull request %d comes from a fork, or from Dependabot: its workflow has deployed nothing, and changes nothing.", r.from.pullRequest)
+		return nil
 	}
 	endpoint, err := r.endpointName()
 	if err != nil {
@@ -74,12 +78,22 @@ func (r *run) change(ctx context.Context, command string) error {
 	if v := e.Spec.Version(version); v != nil {
 		r.r.set("image", v.Image)
 	}
-	if version == "" {
+	nothing := func(why string) error {
 		r.r.set("status", statusUnchanged)
-		r.summary.result = "this pull request has no version: nothing is to be done"
-		r.r.say("%s", r.summary.result)
+		r.summary.result = why
+		r.r.say("%s", why)
 		r.after(ctx, sys, endpoint)
 		return nil
+	}
+	if version == "" {
+		return nothing("this pull request, or commit, has no version there: nothing is to be done")
+	}
+	if command == commandDelete && r.in.text["version"] == "" {
+		// A pull request that is closed is cleaned up: what serves is never cleaned up by that.
+		if v := e.Spec.Version(version); v != nil && (v.Type == rollout.Control || e.Spec.Default() == v) {
+			r.warn("%s is the endpoint's control or default: it goes on serving. To delete it, name it with the input version, or delete the endpoint with `sluice delete %s`.", version, endpoint)
+			return nothing(version + " goes on serving")
+		}
 	}
 	var op rollout.Op
 	var room *rollout.Percent
@@ -100,6 +114,11 @@ func (r *run) change(ctx context.Context, command string) error {
 	if err != nil {
 		return err
 	}
+	if command == commandDelete && r.in.text["version"] == "" && !r.in.is("dry-run") {
+		if err := r.deleteOthers(ctx, sys, e, version); err != nil {
+			return err
+		}
+	}
 	status := statusOf[command]
 	switch {
 	case r.in.is("dry-run"):
@@ -114,6 +133,37 @@ func (r *run) change(ctx context.Context, command string) error {
 		r.after(ctx, sys, endpoint)
 	}
 	return nil
+}
+
+// deleteOthers removes what else the pull request has deployed, but for what serves.
+func (r *run) deleteOthers(ctx context.Context, sys *system, e *rollout.Endpoint, deleted string) error {
+	for _, v := range r.mine(e) {
+		if v.Name == deleted || v.Type == rollout.Control || e.Spec.Default() == v {
+			continue
+		}
+		req := rollout.Request{ID: "action-" + uuid.NewString(), Actor: r.actor(), At: time.Now().UTC()}
+		_, out, err := sys.endpoints.Edit(ctx, e.Key(), req, func(*rollout.Endpoint) (rollout.Op, error) { return rollout.Delete{Version: v.Name}, nil })
+		switch {
+		case rollout.ReasonOf(err) == rollout.ReasonUnknownVersion: // it is gone already
+		case err != nil:
+			return err
+		default:
+			r.r.say("%s: %s", e.Metadata.Name, out.Message)
+		}
+	}
+	return nil
+}
+
+// mine are the versions of this run's pull request.
+func (r *run) mine(e *rollout.Endpoint) []*rollout.Version {
+	var out []*rollout.Version
+	for i := range e.Spec.Versions {
+		v := &e.Spec.Versions[i]
+		if r.from.pullRequest != 0 && v.Source.PullRequest == r.from.pullRequest && v.Source.RepositoryID == r.from.repositoryID {
+			out = append(out, v)
+		}
+	}
+	return out
 }
 
 // apply a transition, after replicas for its share are ready if it waits for these.
@@ -157,17 +207,10 @@ func (r *run) versionOf(e *rollout.Endpoint, command string) (string, error) {
 	if name == "" {
 		return "", invalid("version", "name it", "it is not said which version is meant, and no commit is known")
 	}
-	if e.Spec.Version(name) != nil || r.from.pullRequest == 0 {
+	if e.Spec.Version(name) != nil || (r.from.pullRequest == 0 && command != commandDelete) {
 		return name, nil
 	}
-	mine := slices.Collect(func(yield func(*rollout.Version) bool) {
-		for i := range e.Spec.Versions {
-			v := &e.Spec.Versions[i]
-			if v.Source.PullRequest == r.from.pullRequest && v.Source.RepositoryID == r.from.repositoryID && !yield(v) {
-				return
-			}
-		}
-	})
+	mine := r.mine(e)
 	cleaning := command == commandRollback || command == commandDelete
 	switch {
 	case len(mine) == 0 && cleaning:

@@ -2,6 +2,7 @@ package action
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -34,6 +36,7 @@ func (r *run) shipper() (image.Shipper, error) {
 		Client: r.client(), Registry: r.in.text["registry"], PullRegistry: r.in.text["pull-registry"], GlobalRegistry: r.in.text["global-registry"],
 		Endpoint: r.in.text["endpoint"], BaseImage: r.in.text["base-image"], Platform: r.in.text["platform"], Rebuild: r.in.is("rebuild"),
 		RunnerImage: r.in.text["runner-image"], Source: r.from.source(), SourceURL: r.from.url, Stage: r.stage, Manifest: r.given,
+		ModelQuery: func(model string) string { return lookup(r.env, project.ModelQueryVariable(model)) },
 	}
 	b := build.Builder{Address: r.in.text["builder"], Keychain: r.keychain(), Progress: r.progress}
 	s.Builder = b
@@ -69,6 +72,21 @@ func bundledRunner() (string, error) {
 func (r *run) deploy(ctx context.Context) error {
 	if r.from.closed {
 		return invalid("command", "run it on: pull_request, types [opened, synchronize, reopened]; use promote or delete when one is closed", "pull request %d is closed: there is nothing to deploy", r.from.pullRequest)
+	}
+	switch {
+	case r.from.fork:
+	case r.from.event == "pull_request_target":
+		return invalid("command", "run it on: pull_request, which checks out what it names", "pull_request_target checks out the branch that the pull request is for: that would be deployed under the name of the pull request's commit")
+	case r.from.untrusted && r.from.elsewhere:
+		return &rollout.Error{
+			Reason: rollout.ReasonDenied, Field: "command", Message: fmt.Sprintf("what is checked out is not the commit that %s is about: with this event it may be anybody's code, and the workflow has secrets", r.from.event),
+			Hint: "deploy on: pull_request or push, and let comments act on what is deployed",
+		}
+	}
+	if r.from.dependabot {
+		r.r.set("reason-code", string(rollout.ReasonFork))
+		r.warn("Dependabot's workflows have no secrets: the project is packaged and checked, and not deployed.")
+		return r.check(ctx, statusChecked)
 	}
 	if r.from.fork {
 		r.r.set("reason-code", string(rollout.ReasonFork))
@@ -110,6 +128,7 @@ func (r *run) deploy(ctx context.Context) error {
 	if res.Version != "" {
 		r.r.set("version", res.Version)
 		r.r.set("scoring-uri", res.ScoringURI)
+		r.runs(res)
 	}
 	status := statusDeployed
 	if !res.Changed {
@@ -118,12 +137,31 @@ func (r *run) deploy(ctx context.Context) error {
 	if err == nil {
 		r.r.set("status", status)
 		r.summary.result = res.Message
+		if status == statusUnchanged && r.in.percent != nil {
+			if e, err := sys.endpoints.Get(ctx, res.Endpoint); err == nil {
+				if v := e.Spec.Version(res.Version); v != nil && v.TrafficPercentile != *r.in.percent {
+					r.warn("%s has had its part already, and claims %s %% now; the command traffic gives it another share than that.", v.Name, v.TrafficPercentile)
+				}
+			}
+		}
 	}
 	if res.Version != "" {
 		// Shares as they are now, also after a failure.
 		r.after(ctx, sys, res.Endpoint.Name)
 	}
 	return err
+}
+
+// runs says which image the endpoint has under the version's name: the same commit may have been shipped with another content before.
+func (r *run) runs(res deploy.Result) {
+	if r.summary.ship == nil || res.Image == "" || res.Image == r.summary.ship.Image {
+		return
+	}
+	r.warn("%s runs as %s already, and not as what was shipped now (%s): the same commit was deployed with another content, and versions never change. To deploy this one, give it a name of its own with the input version.", res.Version, res.Image, r.summary.ship.Image)
+	r.r.set("image", res.Image)
+	_, digest, _ := strings.Cut(res.Image, "@")
+	r.r.set("digest", digest)
+	r.summary.ship.Image = res.Image
 }
 
 // keeping tells of what was shipped before the version joins.
@@ -270,25 +308,62 @@ func (r *run) script() (func(context.Context, deploy.Scored) error, error) {
 		return nil, invalid("test-script", "use sluice-dev/sluice/action/composite, which runs on the runner itself, or a static program", "%s needs %s, which is not here", name, missing)
 	}
 	return func(ctx context.Context, at deploy.Scored) error {
+		ctx, cancel := context.WithTimeout(ctx, r.in.wait)
+		defer cancel()
 		c := exec.CommandContext(ctx, path)
 		c.Dir = r.dir
+		// With all that it started.
+		c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 		c.Env = append(scriptEnv(r.env), "SLUICE_SCORING_URI="+at.URL, "SLUICE_NAMESPACE="+at.Endpoint.Namespace, "SLUICE_ENDPOINT="+at.Endpoint.Name, "SLUICE_VERSION="+at.Version, "SLUICE_KEY="+at.Key)
 		c.WaitDelay = time.Second
 		r.r.mask(at.Key)
-		out, err := c.StdoutPipe()
-		if err != nil {
-			return err
+		out := &sayer{r: r.r, left: 1 << 20}
+		c.Stdout, c.Stderr = out, out
+		err := c.Run()
+		out.flush()
+		// Children that it left would go on writing.
+		if c.Process != nil {
+			_ = syscall.Kill(-c.Process.Pid, syscall.SIGKILL)
 		}
-		c.Stderr = c.Stdout
-		if err := c.Start(); err != nil {
-			return err
+		switch {
+		case errors.Is(ctx.Err(), context.DeadlineExceeded):
+			return fmt.Errorf("it did not end within %s", r.in.wait)
+		case errors.Is(err, exec.ErrWaitDelay):
+			return nil // it succeeded, and what it left has ended now
 		}
-		for lines := bufio.NewScanner(io.LimitReader(out, 1<<20)); lines.Scan(); {
-			r.r.say("%s", lines.Text())
-		}
-		_, _ = io.Copy(io.Discard, out)
-		return c.Wait()
+		return err
 	}, nil
+}
+
+// sayer says what is written to it line by line, up to a bound.
+type sayer struct {
+	r       *report
+	pending []byte
+	left    int
+}
+
+func (s *sayer) Write(p []byte) (int, error) {
+	n := len(p)
+	if len(p) > s.left {
+		p = p[:s.left]
+	}
+	s.left -= len(p)
+	s.pending = append(s.pending, p...)
+	for {
+		line, rest, ok := bytes.Cut(s.pending, []byte("\n"))
+		if !ok {
+			return n, nil
+		}
+		s.r.say("%s", line)
+		s.pending = rest
+	}
+}
+
+func (s *sayer) flush() {
+	if len(s.pending) > 0 {
+		s.r.say("%s", s.pending)
+	}
 }
 
 // scriptEnv leaves out the inputs, of which some are secrets, and what would let the script speak for the step.
@@ -380,6 +455,13 @@ func (r *run) check(ctx context.Context, status string) error {
 
 // plan says what a deploy would do.
 func (r *run) plan(ctx context.Context) error {
+	// What a deploy would fail for before it does anything.
+	if _, err := r.shipper(); err != nil {
+		return err
+	}
+	if _, err := r.script(); err != nil {
+		return err
+	}
 	if err := r.check(ctx, statusPlanned); err != nil {
 		return err
 	}

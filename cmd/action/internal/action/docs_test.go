@@ -130,7 +130,8 @@ runs:
       # Not as arguments, of which everybody on the machine could read the secrets.
       env:
         SLUICE_ACTION_INPUTS: ${{ toJSON(inputs) }}
-      run: '"$GITHUB_ACTION_PATH/run.sh"'
+      # In the shell's place: what cancels the job ends the program itself.
+      run: exec "$GITHUB_ACTION_PATH/run.sh"
 `)
 	compare(t, "action/composite/action.yml", b.Bytes())
 }

@@ -49,7 +49,8 @@ type input struct {
 	defaults string
 	// secret values are masked in the log.
 	secret bool
-	// of are the commands that use it; none means all. Given to another it is a mistake.
+	// of are the commands that use it; none means all. Given to another it is a mistake, but for where things are: that
+	// may be the same for all steps of a workflow.
 	of []string
 }
 
@@ -60,7 +61,9 @@ var table = []input{
 	{name: "config"},
 	{name: "inference-config"},
 	{name: "deployment-config"},
+	{name: "environment-file"},
 	{name: "models", kind: list},
+	{name: "leave-out", kind: list},
 	{name: "endpoint"},
 	{name: "namespace"},
 	{name: "version"},
@@ -151,6 +154,10 @@ func parse(args, env []string, usage io.Writer) (*inputs, error) {
 		in.text[i.name] = value
 		errs = append(errs, in.read(i, value)...)
 	}
+	// Names of repositories have none, but those of their owners may, and workflows cannot lower them.
+	for _, name := range []string{"registry", "global-registry"} {
+		in.text[name] = strings.ToLower(in.text[name])
+	}
 	errs = append(errs, in.check()...)
 	if err := rollout.Joined(errs); err != nil {
 		return in, err
@@ -203,10 +210,12 @@ func unknownInputs(env []string) []*rollout.Error {
 		if name = strings.ToLower(name); !is || value == "" || slices.Contains(names, name) {
 			continue
 		}
-		hint := "docs/action.md lists the inputs"
-		if near := project.Nearest(name, names); near != "" {
-			hint = "did you mean " + near + "?"
+		// Jobs may have variables of their own that begin so.
+		near := project.Nearest(name, names)
+		if near == "" {
+			continue
 		}
+		hint := "did you mean " + near + "?"
 		errs = append(errs, &rollout.Error{Reason: rollout.ReasonUnknownField, Field: name, Message: "there is no such input", Hint: hint})
 	}
 	slices.SortFunc(errs, func(a, b *rollout.Error) int { return strings.Compare(a.Field, b.Field) })
@@ -312,8 +321,10 @@ func (in *inputs) check() []*rollout.Error {
 	if in.text["deployment-config"] != "" && in.text["inference-config"] == "" {
 		add(invalid("inference-config", "name both", "deployment-config says how to run what inference-config describes"))
 	}
-	if in.text["models"] != "" && in.text["inference-config"] == "" {
-		add(invalid("models", "write them in sluice.yaml", "models goes with inference-config, which cannot name them"))
+	for _, name := range []string{"models", "leave-out", "environment-file"} {
+		if in.text[name] != "" && in.text["inference-config"] == "" {
+			add(invalid(name, "leave it out, or name inference-config", "%s goes with inference-config", name))
+		}
 	}
 	if command == commandTraffic && in.percent == nil && in.text["traffic-percentile"] == "" {
 		add(invalid("traffic-percentile", "give the share, 0 to 100", "the command traffic needs it"))
@@ -323,6 +334,9 @@ func (in *inputs) check() []*rollout.Error {
 	}
 	if in.percent != nil && in.role != nil && *in.role == rollout.Untyped && command == commandDeploy && *in.percent > 0 {
 		add(invalid("type", "use type: treatment, or leave traffic-percentile out", "a version without a role that takes traffic is judged by nobody"))
+	}
+	if command == commandDeploy && !in.is("wait") && (in.percent != nil || in.is("is-default")) {
+		add(invalid("wait", "leave it out, or leave traffic-percentile and is-default out", "a deploy that does not wait gives the version no part in traffic"))
 	}
 	if (in.text["registry-username"] == "") != (in.text["registry-password"] == "") {
 		add(invalid("registry-password", "give registry-username and registry-password, or neither", "one of the registry's credentials is missing"))

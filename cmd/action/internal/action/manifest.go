@@ -34,7 +34,7 @@ func (r *run) manifest() error {
 		return nil
 	}
 	n := files.Names{}
-	for name, to := range map[string]*string{"inference-config": &n.Inference, "deployment-config": &n.Deployment} {
+	for name, to := range map[string]*string{"inference-config": &n.Inference, "deployment-config": &n.Deployment, "environment-file": &n.Environment} {
 		if r.in.text[name] == "" {
 			continue
 		}
@@ -44,7 +44,7 @@ func (r *run) manifest() error {
 		}
 		*to = path
 	}
-	o := azureml.Options{Endpoint: r.in.text["endpoint"]}
+	o := azureml.Options{Endpoint: r.in.text["endpoint"], LeaveOut: r.in.lists["leave-out"]}
 	for _, text := range r.in.lists["models"] {
 		m, ok := azureml.ParseModel(text)
 		if !ok {
@@ -73,8 +73,12 @@ func (r *run) azure(made *azureml.Converted) error {
 		if r.in.text[input] != "" || value == "" || (input == "context" && r.in.text["target"] == targetServer) {
 			continue
 		}
+		if input == "version" && r.from.versionName() != "" {
+			// A file in the repository names the same version for every commit, of which only the first could be deployed.
+			r.warn("versionName %s of deployment-config is not used: versions are named by their commits here. The input version names one otherwise.", value)
+			continue
+		}
 		if input == "version" {
-			// A file in the repository names the same version for every commit, of which only the first would be deployed.
 			if err := rollout.ValidateName("versionName", "a version", value); err != nil {
 				return err
 			}
@@ -83,6 +87,9 @@ func (r *run) azure(made *azureml.Converted) error {
 		r.r.say("%s: %s (from deployment-config)", input, value)
 	}
 	if r.in.percent == nil && d.Percent != nil && r.in.text["command"] == commandDeploy {
+		if r.in.role != nil && *r.in.role == rollout.Untyped && *d.Percent > 0 {
+			return invalid("type", "use type: treatment, or leave trafficPercentile out of deployment-config", "a version without a role that takes traffic is judged by nobody")
+		}
 		r.in.percent = d.Percent
 		r.r.say("traffic-percentile: %s (from deployment-config)", d.Percent)
 	}

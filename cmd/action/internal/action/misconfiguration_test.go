@@ -49,7 +49,7 @@ users: [{name: u, user: {exec: {apiVersion: client.authentication.k8s.io/v1, com
 		{name: "mistake in an inferenceconfig", inputs: with("inference-config", "conf/ic.json", "endpoint", "fraud"), files: []string{"conf/ic.json", "{\n  \"entryScrpt\": \"score.py\"\n}\n"}, want: "file=conf/ic.json,line=2"},
 		{name: "computeType aci", inputs: with("inference-config", "ic.json", "deployment-config", "dc.json", "endpoint", "fraud"), files: []string{"ic.json", `{"entryScript": "score.py"}`, "dc.json", `{"computeType": "aci"}`}, want: "file=dc.json"},
 		{name: "computeType local", inputs: with("inference-config", "ic.json", "deployment-config", "dc.json", "endpoint", "fraud"), files: []string{"ic.json", `{"entryScript": "score.py"}`, "dc.json", `{"computeType": "local"}`}, want: "local"},
-		{name: "models without inference-config", inputs: with("models", "fraud:3=model/"), want: "models goes with inference-config"},
+		{name: "models without inference-config", inputs: with("models", "fraud:3=model/"), want: "models goes with inference-config; leave it out, or name inference-config"},
 		{name: "models in another form", inputs: with("inference-config", "ic.json", "endpoint", "fraud", "models", "model/"), files: []string{"ic.json", `{"entryScript": "score.py"}`}, want: `"model/" is not NAME[:VERSION]=PATH`},
 		{name: "no such config", inputs: with("config", "staging.yaml"), want: "there is no file staging.yaml"},
 		{name: "mistake in another manifest", inputs: with("config", "conf/staging.yaml"), files: []string{"conf/staging.yaml", "apiVersion: sluice.dev/v1alpha1\nkind: Projekt\nendpoint: fraud\nscoring: {entryScript: score.py}\n", "conf/score.py", ""}, want: "file=conf/staging.yaml,line=2"},

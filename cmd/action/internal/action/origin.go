@@ -4,7 +4,11 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strconv"
+	"strings"
 
 	"github.com/sethvargo/go-githubactions"
 
@@ -25,10 +29,16 @@ type origin struct {
 	workspace string
 	runID     int64
 	// commit that a version is made from: a pull request's head, not what is checked out to test its merge.
-	commit      string
+	commit string
+	// elsewhere: what is checked out is not the event's commit.
+	elsewhere   bool
 	pullRequest int
 	// closed and merged are the pull request's.
 	closed, merged bool
+	// untrusted events run with the repository's secrets whoever caused them, and what they check out may be anybody's.
+	untrusted bool
+	// dependabot's workflows have no secrets.
+	dependabot bool
 	// fork: the pull request's head is in another repository, so that its workflow has no secrets, or must not use them.
 	fork bool
 }
@@ -56,6 +66,41 @@ type payload struct {
 type repository struct {
 	ID int64 `json:"id"`
 }
+
+// withSecrets are events whose workflows have secrets although somebody without rights may have caused them.
+var withSecrets = map[string]bool{"pull_request_target": true, "issue_comment": true, "workflow_run": true, "pull_request_review": true, "pull_request_review_comment": true, "issues": true, "discussion": true, "discussion_comment": true}
+
+// checkedOut is the commit that a work tree's HEAD names, or "" if that cannot be told: there is no git program in a container.
+func checkedOut(dir string) string {
+	git := filepath.Join(dir, ".git")
+	read := func(name string) string {
+		b, err := os.ReadFile(filepath.Join(git, filepath.FromSlash(name)))
+		if err != nil || len(b) > 1<<20 {
+			return ""
+		}
+		return strings.TrimSpace(string(b))
+	}
+	head := read("HEAD")
+	ref, symbolic := strings.CutPrefix(head, "ref: ")
+	if symbolic {
+		if !filepath.IsLocal(filepath.FromSlash(ref)) {
+			return ""
+		}
+		if head = read(ref); head == "" {
+			for line := range strings.SplitSeq(read("packed-refs"), "\n") {
+				if commit, name, ok := strings.Cut(line, " "); ok && name == ref {
+					head = commit
+				}
+			}
+		}
+	}
+	if !commitForm.MatchString(head) {
+		return ""
+	}
+	return head
+}
+
+var commitForm = regexp.MustCompile(`^[0-9a-f]{40,64}$`)
 
 // findOrigin reads where a run comes from. Outside GitHub it is empty.
 func findOrigin(a *githubactions.Action) (origin, error) {
@@ -90,8 +135,15 @@ func findOrigin(a *githubactions.Action) (origin, error) {
 		o.repositoryID = event.Repository.ID
 	}
 	pr := event.PullRequest
+	o.untrusted = withSecrets[o.event]
 	switch {
 	case !pullRequestEvents[o.event]:
+		if head := checkedOut(o.workspace); head != "" && head != o.commit {
+			o.elsewhere = true
+			if !o.untrusted {
+				o.commit = head // such as a workflow that is told what to deploy
+			}
+		}
 		return o, nil
 	case pr == nil || pr.Number <= 0 || pr.Head.SHA == "":
 		return origin{}, invalid("GITHUB_EVENT_PATH", "leave GitHub's variables as the runner sets them", "the event %s brings no pull request", o.event)
@@ -101,6 +153,7 @@ func findOrigin(a *githubactions.Action) (origin, error) {
 		base = cmp.Or(pr.Base.Repo.ID, base)
 	}
 	o.pullRequest, o.commit = pr.Number, pr.Head.SHA
+	o.dependabot = o.actor == "dependabot[bot]" && o.event != "pull_request_target"
 	o.closed, o.merged = pr.State == "closed", pr.Merged
 	// A fork that is gone has no repository any more.
 	o.fork = pr.Head.Repo == nil || pr.Head.Repo.ID == 0 || pr.Head.Repo.ID != base

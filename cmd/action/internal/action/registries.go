@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
 )
 
 // githubRegistry is GitHub's, whose users log in with the workflow's token.
@@ -33,7 +34,11 @@ func (k keychain) Resolve(r authn.Resource) (authn.Authenticator, error) {
 }
 
 func (r *run) keychain() keychain {
-	host, _, _ := strings.Cut(r.in.text["registry"], "/")
+	host := ""
+	// As the library calls it: docker.io, and what names no host, is index.docker.io.
+	if repo, err := name.NewRepository(strings.TrimSuffix(r.in.text["registry"], "/") + "/x"); err == nil {
+		host = repo.RegistryStr()
+	}
 	k := keychain{
 		registry: host, user: r.in.text["registry-username"], password: r.in.text["registry-password"],
 		githubHost: githubRegistry, actor: r.from.actor, token: r.in.text["github-token"], rest: authn.DefaultKeychain,

@@ -102,14 +102,15 @@ func TestCompositeFetchesPrograms(t *testing.T) {
 	}
 	name := "sluice-action_linux_" + arch + ".tar.gz"
 	var asked atomic.Int64
-	served := content
+	var served atomic.Pointer[[]byte]
+	served.Store(&content)
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked.Add(1)
 		if r.URL.Path != "/v1.2.3/"+name {
 			http.NotFound(w, r)
 			return
 		}
-		_, _ = w.Write(served)
+		_, _ = w.Write(*served.Load())
 	}))
 	t.Cleanup(s.Close)
 	tools := t.TempDir()
@@ -127,11 +128,12 @@ func TestCompositeFetchesPrograms(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	served = append([]byte("x"), content...)
+	wrong := append([]byte("x"), content...)
+	served.Store(&wrong)
 	if out, err := run(); err == nil || !strings.Contains(out, "is not the file that this release was made with") {
 		t.Errorf("another file: %v %s", err, out)
 	}
-	served = content
+	served.Store(&content)
 	for n := range 2 {
 		out, err := run()
 		if err != nil || out != "inputs {\"command\":\"status\"}, runner there\n" {

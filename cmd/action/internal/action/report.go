@@ -9,9 +9,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/sethvargo/go-githubactions"
 
@@ -30,18 +30,21 @@ type report struct {
 	outputs map[string]string
 }
 
-// commandLike finds what runners take for a command of theirs: a line that begins with :: and, in the older form, ##[ anywhere.
-var commandLike = regexp.MustCompile(`(?m)^\s*::|##\[`)
+// endsLine are what runners, or what draws their logs, may take for the end of a line.
+var endsLine = strings.NewReplacer("\r\n", "\n", "\r", "\n", "\v", "\n", "\f", "\n", "\u0085", "\n", "\u2028", "\n", "\u2029", "\n")
 
-// harmless takes from text of others what a runner would do as the workflow's command.
+// harmless takes from text of others what a runner would do as the workflow's command: a line that begins with ::, whatever
+// white space stands before it (runners trim all of Unicode's), and, in the older form, ##[ anywhere.
 func harmless(s string) string {
-	// A carriage return ends a line too.
-	return commandLike.ReplaceAllStringFunc(strings.ReplaceAll(s, "\r", "\n"), func(m string) string {
-		if m == "##[" {
-			return "## ["
+	lines := strings.Split(endsLine.Replace(s), "\n")
+	for i, line := range lines {
+		rest := strings.TrimLeftFunc(line, func(c rune) bool { return unicode.IsSpace(c) || unicode.Is(unicode.Cf, c) || unicode.IsControl(c) })
+		if strings.HasPrefix(rest, "::") {
+			line = line[:len(line)-len(rest)] + `\` + rest
 		}
-		return m[:len(m)-2] + `\::`
-	})
+		lines[i] = strings.ReplaceAll(line, "##[", "## [")
+	}
+	return strings.Join(lines, "\n")
 }
 
 // say writes lines.

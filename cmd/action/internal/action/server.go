@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/sluice-dev/sluice/pkg/api/client"
 	"github.com/sluice-dev/sluice/rollout"
@@ -11,7 +12,7 @@ import (
 
 // reachServer reaches the webhook service's API, by the token that GitHub makes for this job.
 func (r *run) reachServer(context.Context) (*system, error) {
-	server := r.in.text["server"]
+	server := strings.TrimRight(r.in.text["server"], "/")
 	audience := cmp.Or(r.in.text["server-audience"], server)
 	if lookup(r.env, "ACTIONS_ID_TOKEN_REQUEST_URL") == "" || lookup(r.env, "ACTIONS_ID_TOKEN_REQUEST_TOKEN") == "" {
 		return nil, &rollout.Error{

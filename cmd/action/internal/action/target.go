@@ -3,6 +3,7 @@ package action
 import (
 	"cmp"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/url"
@@ -107,7 +108,11 @@ func (r *run) kubeconfig() (string, error) {
 			return "", err
 		}
 		if _, err := os.Stat(path); err != nil {
-			return "", invalid("kubeconfig", "name a file of the workspace, or give the kubeconfig's text from a secret", "there is no file %s in the workspace", given)
+			shown := "of that name"
+			if len(given) < 100 {
+				shown = given
+			} // what is longer may be a kubeconfig in some other form
+			return "", invalid("kubeconfig", "name a file of the workspace, or give the kubeconfig's text from a secret", "there is no file %s in the workspace", shown)
 		}
 	default:
 		// Those that a login step has written lie outside of what a container action sees.
@@ -133,6 +138,10 @@ func (r *run) kubeconfig() (string, error) {
 func (r *run) checkKubeconfig(path, hint string) error {
 	if path == "" {
 		return nil
+	}
+	text, err := os.ReadFile(path)
+	if err == nil {
+		r.maskKubeconfig(text)
 	}
 	config, err := clientcmd.LoadFromFile(path)
 	if err != nil {
@@ -165,7 +174,23 @@ func kubeconfigSecrets(text []byte) []string {
 	}
 	var out []string
 	for _, u := range config.AuthInfos {
-		for _, s := range []string{u.Token, u.Password, string(u.ClientKeyData)} {
+		secrets := []string{u.Token, u.Password, string(u.ClientKeyData)}
+		if len(u.ClientKeyData) > 0 {
+			secrets = append(secrets, base64.StdEncoding.EncodeToString(u.ClientKeyData))
+		}
+		if u.AuthProvider != nil {
+			for name, value := range u.AuthProvider.Config {
+				if strings.Contains(name, "token") || strings.Contains(name, "secret") {
+					secrets = append(secrets, value)
+				}
+			}
+		}
+		if u.Exec != nil {
+			for _, e := range u.Exec.Env {
+				secrets = append(secrets, e.Value)
+			}
+		}
+		for _, s := range secrets {
 			if s != "" {
 				out = append(out, s)
 			}

@@ -11,11 +11,16 @@ import (
 type admission struct {
 	sbom    bool
 	scanner string
+	// asked says that the flag named the scanner, and not the environment.
+	asked bool
 }
 
 // admit is what a deploy asks before a version joins; nil asks nothing. What is wrong with the flags shows before anything
 // is done.
 func (a *app) admit(o admission) (func(context.Context, deploy.Shipment) error, error) {
+	if a.target != "kubernetes" && !o.asked {
+		o.scanner = "" // the variable is about images
+	}
 	if !o.sbom && o.scanner == "" {
 		return nil, nil
 	}

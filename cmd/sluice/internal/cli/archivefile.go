@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -40,10 +41,16 @@ func (o *archiveFile) own() []fs.FileInfo {
 	return out
 }
 
+// stdoutName is standard output by custom; "./-" is a file of that name.
+const stdoutName = "-"
+
 // openArchiveFile opens what the name leads to. A regular file, or none yet, is replaced once the
 // archive is complete; anything else is written to as it stands, because a device or a pipe that
 // is replaced by a file is lost to everybody else.
 func (a *app) openArchiveFile(ctx context.Context, name string) (*archiveFile, error) {
+	if name == stdoutName {
+		return &archiveFile{w: a.io.Out, stdout: true, close: func(err error) error { return err }}, nil
+	}
 	info, err := os.Stat(name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("write archive: %w", err)
@@ -130,9 +137,14 @@ func openThrough(ctx context.Context, name string) (*archiveFile, error) {
 // replace makes o write a file that takes the target's place when it is complete. was is what
 // stands there, nil if nothing does.
 func (o *archiveFile) replace(target string, was fs.FileInfo) error {
-	f, err := os.CreateTemp(filepath.Dir(target), "."+filepath.Base(target)+".tmp-*")
+	dir := filepath.Dir(target)
+	// Not by os.CreateTemp: its files are for their owner alone.
+	f, err := os.OpenFile(filepath.Join(dir, "."+filepath.Base(target)+".tmp-"+rand.Text()), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666) //nolint:gosec // the umask decides
+	if errors.Is(err, fs.ErrNotExist) {
+		return &rollout.Error{Reason: rollout.ReasonInvalid, Field: "--output", Message: "there is no directory " + dir, Hint: "make it first, or name a file elsewhere"}
+	}
 	if err != nil {
-		return fmt.Errorf("write archive: %w", err)
+		return fmt.Errorf("write %s: %w", target, cause(err))
 	}
 	o.w = f
 	finish := func() error {
@@ -159,4 +171,13 @@ func (o *archiveFile) replace(target string, was fs.FileInfo) error {
 		return err
 	}
 	return nil
+}
+
+// cause is an error without the name of the file that it is about, which may be a temporary one.
+func cause(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
 }

@@ -98,6 +98,7 @@ its share holds unless a flag or variable says otherwise.`,
 			if pr < 0 {
 				return misuse("--pull-request", "give its number", "--pull-request %d is none", pr)
 			}
+			checks.asked = c.Flags().Changed("scan")
 			o.Source = rollout.Source{RepositoryID: repository, PullRequest: pr, Commit: commit, RunID: run}
 			return a.deploy(c.Context(), o, checks)
 		},

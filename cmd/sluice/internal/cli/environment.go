@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -98,7 +99,7 @@ func (a *app) environmentHash(ctx context.Context, o environmentHash) error {
 	}
 	client := image.Client{Insecure: o.insecure}
 	d, err := environment.Load(ctx, o.dir, env, environment.Options{
-		Platform: o.platform, Files: a.manifest.Contents(),
+		Platform: o.platform, Files: a.manifest.Contents(), Besides: a.outputs(o.explain),
 		Resolve: func(ctx context.Context, field, ref string) (environment.Image, error) {
 			if o.baseDigest != "" && ref == env.BaseImage {
 				return environment.Image{Digest: o.baseDigest}, nil
@@ -141,6 +142,20 @@ func (a *app) environmentHash(ctx context.Context, o environmentHash) error {
 			}
 		}
 	})
+}
+
+// outputs are the file that standard output is, if it is one, and a further one, which may be "".
+func (a *app) outputs(further string) []fs.FileInfo {
+	var out []fs.FileInfo
+	if f, ok := a.io.Out.(*os.File); ok {
+		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+			out = append(out, info)
+		}
+	}
+	if info, err := os.Stat(further); further != "" && err == nil {
+		out = append(out, info)
+	}
+	return out
 }
 
 // readSummary reads an earlier output.

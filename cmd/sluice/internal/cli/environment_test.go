@@ -128,3 +128,28 @@ func TestEnvironmentHashMistakes(t *testing.T) {
 		}
 	}
 }
+
+// TestEnvironmentHashBesides: the output does not count where it lies in the project, whose own Dockerfile copies all of it.
+func TestEnvironmentHashBesides(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"sluice.yaml": "apiVersion: sluice.dev/v1alpha1\nkind: Project\nendpoint: e\nscoring: {entryScript: score.py}\nenvironment: {dockerfile: Dockerfile}\n",
+		"Dockerfile":  "FROM scratch\nCOPY . /\n", "score.py": "pass",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := filepath.Join(dir, "before.json")
+	f, err := os.Create(before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := Main(t.Context(), []string{"environment", "hash", dir, "-o", "json"}, IO{In: strings.NewReader(""), Out: f, Err: os.Stderr})
+	if err := f.Close(); code != 0 || err != nil {
+		t.Fatal(code, err)
+	}
+	if code, out, errs := runCLI(t, "environment", "hash", dir, "--explain", before); code != 0 || !strings.Contains(out, "Nothing changed since ") {
+		t.Errorf("%d: %s%s", code, out, errs)
+	}
+}

@@ -45,6 +45,7 @@ func (a *app) imageShipper(src project.Source, progress deploy.Progress) image.S
 		CacheDir: layersDir(), Manifest: a.manifest,
 		Client:   image.Client{Insecure: f.insecure, Progress: progress},
 		Registry: f.registry, PullRegistry: f.pullRegistry, BaseImage: f.baseImage, RunnerImage: f.runnerImage, Platform: f.platform, Source: src,
+		ModelQuery:     func(model string) string { return a.io.Getenv(project.ModelQueryVariable(model)) },
 		GlobalRegistry: f.globalRegistry, Rebuild: f.rebuild, Builder: build.Builder{Progress: progress},
 	}
 }

@@ -29,7 +29,8 @@ the same registry take the model from there without it passing through the machi
 		RunE: func(c *cobra.Command, args []string) error {
 			ref, ok := strings.CutPrefix(args[1], project.SchemeOCI+"://")
 			if !ok {
-				return misuse("", "write oci://REGISTRY/NAME:TAG", "%q does not begin with oci://", args[1])
+				// It is not quoted: there may be credentials in it.
+				return misuse("", "write oci://REGISTRY/NAME:TAG", "where to push to does not begin with oci://")
 			}
 			return a.modelPush(c.Context(), args[0], ref)
 		},

@@ -32,6 +32,11 @@ func TestModelPush(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &pushed); code != 0 || err != nil || !pushed.Known || !strings.HasPrefix(pushed.Ref, host) {
 		t.Errorf("%d: %s%s (%v)", code, out, errs, err)
 	}
+	for _, ref := range []string{"oci://bob:s3cret@" + host + "/models/fraud:3", "https://bob:s3cret@" + host + "/m:1"} {
+		if code, _, errs := runCLI(t, "model", "push", file, ref); code == 0 || strings.Contains(errs, "s3cret") {
+			t.Errorf("%s: %d %s", ref, code, errs)
+		}
+	}
 	for _, args := range [][]string{{file, host + "/models/fraud:3"}, {file}, {}} {
 		if code, _, errs := runCLI(t, append([]string{"model", "push"}, args...)...); code != exitUsage || errs == "" {
 			t.Errorf("%q: %d %s", args, code, errs)

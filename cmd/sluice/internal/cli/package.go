@@ -30,7 +30,7 @@ func (a *app) packageCmd() *cobra.Command {
 		Long: `Make a project's archive or image, or list what ships and what stays out.
 
 "-o PATH" says where to. With --format archive (the default) and tarball it is a file, which appears complete or not at all;
-a symbolic link is followed, and a device or a named pipe is written to as it stands. The words table, json and yaml after -o are
+a symbolic link is followed, a device or a named pipe is written to as it stands, and - is standard output. The words table, json and yaml after -o are
 the output format, as in every command; write "-o ./json" for a file of that name. Both may be given.
 
 --format oci-layout and tarball make the image that "sluice deploy --target kubernetes" pushes, with the same flags and the
@@ -199,6 +199,9 @@ func (a *app) progress(format string, args ...any) {
 }
 
 func (a *app) writeLayout(ctx context.Context, s image.Shipper, dir, out string) (m image.Made, said *app, err error) {
+	if out == stdoutName {
+		return m, a, misuse("--output", "name a directory, or use --format tarball", "a layout is a directory, and standard output is none")
+	}
 	l, err := image.OpenLayout(out)
 	if err != nil {
 		return m, a, err

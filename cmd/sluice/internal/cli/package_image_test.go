@@ -4,12 +4,15 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
+	"io/fs"
 	"log"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -100,6 +103,42 @@ func TestPackageImage(t *testing.T) {
 		if left, _ := filepath.Glob(filepath.Join(filepath.Dir(out), "*")); len(left) > 0 {
 			t.Errorf("%s left %v", format, left)
 		}
+	}
+	// Where to is made for a layout, and else named.
+	place := t.TempDir()
+	flags := []string{"--base-image", host + "/base:1", "--runner-image", host + "/runner:1"}
+	if code, _, errs := runCLI(t, append([]string{"package", dir, "--format", "oci-layout", "-o", filepath.Join(place, "a/b/fraud")}, flags...)...); code != 0 {
+		t.Errorf("below directories that are not there: %d, %s", code, errs)
+	}
+	if code, _, errs := runCLI(t, "package", dir, "--format", "oci-layout", "-o", filepath.Join(place, "c/d"), "--base-image", host+"/nothing:1", "--runner-image", host+"/runner:1"); code == 0 {
+		t.Error(errs)
+	}
+	if _, err := os.Stat(filepath.Join(place, "c")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a directory that was made for nothing is left: %v", err)
+	}
+	for _, format := range []string{"archive", "tarball"} {
+		code, _, errs := runCLI(t, append([]string{"package", dir, "--format", format, "-o", filepath.Join(place, "none/x")}, flags...)...)
+		if code != exitRefused || !strings.Contains(errs, "there is no directory "+filepath.Join(place, "none")) || strings.Contains(errs, ".tmp-") {
+			t.Errorf("%s: %d, %s", format, code, errs)
+		}
+		file := filepath.Join(place, format)
+		was := syscall.Umask(0o027)
+		code, _, errs = runCLI(t, append([]string{"package", dir, "--format", format, "-o", file}, flags...)...)
+		syscall.Umask(was)
+		if info, err := os.Stat(file); code != 0 || err != nil || info.Mode().Perm() != 0o640 {
+			t.Errorf("%s: %d, %s, %v", format, code, errs, info)
+		}
+		written, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		code, out, errs := runCLI(t, append([]string{"package", dir, "--format", format, "-o", "-"}, flags...)...)
+		if code != 0 || out != string(written) || !strings.Contains(errs, "version") {
+			t.Errorf("%s to standard output: %d, %d bytes, %s", format, code, len(out), errs)
+		}
+	}
+	if code, _, errs := runCLI(t, append([]string{"package", dir, "--format", "oci-layout", "-o", "-"}, flags...)...); code != exitUsage {
+		t.Errorf("a layout to standard output: %d, %s", code, errs)
 	}
 	for _, args := range [][]string{{"--format", "zip", "-o", "x"}, {"--format", "tarball"}} {
 		if code, _, errs := runCLI(t, append([]string{"package", dir}, args...)...); code != exitUsage {

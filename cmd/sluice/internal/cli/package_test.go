@@ -5,6 +5,7 @@ package cli
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -153,5 +154,16 @@ func TestPackageToStdout(t *testing.T) {
 	b := <-got
 	if code != 0 || !slices.Equal(names(t, bytes.NewReader(b)), shipped) || bytes.Contains(b, []byte("digest")) || !strings.Contains(errs.String(), "digest") {
 		t.Errorf("exit code %d, %d bytes, and it says %s", code, len(b), &errs)
+	}
+}
+
+// TestInterrupted: what was ended says so, and is no mistake of Sluice's.
+func TestInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var errs bytes.Buffer
+	code := Main(ctx, []string{"package", tree(t), "-o", "json"}, IO{In: strings.NewReader(""), Out: io.Discard, Err: &errs})
+	if code != exitFailed || !strings.Contains(errs.String(), `"reasonCode":"interrupted"`) || strings.Contains(errs.String(), "canceled") {
+		t.Errorf("%d: %s", code, errs.String())
 	}
 }

@@ -112,7 +112,7 @@ func Main(ctx context.Context, args []string, stdio IO) int {
 	if err == nil {
 		return exitOK
 	}
-	err = ownComplaint(c, err)
+	err = interrupted(ctx, ownComplaint(c, err))
 	code := exitCode(err)
 	if code == exitUsage {
 		// The mistake may stand before the flag that says how to print it.
@@ -120,6 +120,18 @@ func Main(ctx context.Context, args []string, stdio IO) int {
 	}
 	a.printError(err)
 	return code
+}
+
+// interrupted is err, or what is to be said of it if it is that somebody ended the command.
+func interrupted(ctx context.Context, err error) error {
+	if ctx.Err() == nil || !errors.Is(err, context.Canceled) || len(rollout.AsErrors(err)) > 0 {
+		return err
+	}
+	while := strings.TrimSuffix(strings.TrimSuffix(err.Error(), context.Canceled.Error()), ": ")
+	if while == "" {
+		while = "run the command"
+	}
+	return &rollout.Error{Reason: rollout.ReasonInterrupted, Message: "the command was interrupted: " + while, Hint: "start it again"}
 }
 
 // ownComplaint makes cobra's own complaints, for which it has no types, usage errors.

@@ -22,14 +22,29 @@ import (
 )
 
 func TestScan(t *testing.T) {
-	code, out, errs := runCLI(t, "scan", "host/fraud:1", "--", "sh", "-c", `echo "$1 $SLUICE_IMAGE"`, "x", "{image}")
-	if code != exitOK || out != "host/fraud:1 host/fraud:1\n" || !strings.Contains(errs, "sh does not object to host/fraud:1") {
+	host := imageRegistry(t)
+	tag, err := name.NewTag(host + "/base:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := remote.Head(tag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fixed := tag.Digest(d.Digest.String()).Name()
+	code, out, errs := runCLI(t, "scan", tag.Name(), "--", "sh", "-c", `echo "$1 $SLUICE_IMAGE"`, "x", "{image}")
+	if code != exitOK || out != fixed+" "+fixed+"\n" || !strings.Contains(errs, "sh does not object to "+fixed) {
 		t.Errorf("%d, %q, %q", code, out, errs)
 	}
-	if code, out, errs = runCLI(t, "-o", "json", "scan", "host/fraud:1", "--", "sh", "-c", "echo CVE; exit 3"); code != exitFailed || out != "CVE\n" || !strings.Contains(errs, `"reasonCode":"scan_failed"`) || !strings.Contains(errs, "exit code 3") {
+	for ref, says := range map[string]string{host + "/nothing:1": "base_image_missing", "Not an image": "is not the name of an image", "bob:s3cret@" + host + "/base:1": "has credentials in it"} {
+		if code, out, errs := runCLI(t, "scan", ref, "--", "sh", "-c", "echo seen"); code != exitRefused || out != "" || !strings.Contains(errs, says) || strings.Contains(errs, "s3cret") {
+			t.Errorf("%s: %d, %q, %q", ref, code, out, errs)
+		}
+	}
+	if code, out, errs = runCLI(t, "-o", "json", "scan", fixed, "--", "sh", "-c", "echo CVE; exit 3"); code != exitFailed || out != "CVE\n" || !strings.Contains(errs, `"reasonCode":"scan_failed"`) || !strings.Contains(errs, "exit code 3") {
 		t.Errorf("%d, %q, %q", code, out, errs)
 	}
-	if code, _, errs = runCLI(t, "scan", "host/fraud:1", "--", "no-such-scanner", "{image}"); code != exitFailed || !strings.Contains(errs, "no_scanner") || !strings.Contains(errs, "install it") {
+	if code, _, errs = runCLI(t, "scan", fixed, "--", "no-such-scanner", "{image}"); code != exitFailed || !strings.Contains(errs, "no_scanner") || !strings.Contains(errs, "install it") {
 		t.Errorf("%d, %q", code, errs)
 	}
 	for _, args := range [][]string{{"scan"}, {"scan", "x"}, {"scan", "x", "sh"}, {"scan", "x", "--"}, {"scan", "x", "y", "--", "sh"}} {
@@ -39,6 +54,17 @@ func TestScan(t *testing.T) {
 	}
 	if code, _, errs := runCLI(t, "deploy", tree(t), "--scan", "true"); code != exitUsage || !strings.Contains(errs, "--target kubernetes") {
 		t.Errorf("on this machine: %d, %s", code, errs)
+	}
+}
+
+// TestScanVariable: a scanner that only the environment names is for images, and keeps no deploy from this machine.
+func TestScanVariable(t *testing.T) {
+	a := &app{target: "local"}
+	if admit, err := a.admit(admission{scanner: "true"}); err != nil || admit != nil {
+		t.Errorf("the variable: %v", err)
+	}
+	if _, err := a.admit(admission{scanner: "true", asked: true}); exitCode(err) != exitUsage {
+		t.Errorf("the flag: %v", err)
 	}
 }
 
