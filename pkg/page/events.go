@@ -194,9 +194,8 @@ func (p *Page) stream(w http.ResponseWriter, r *http.Request) {
 	h.Set("Cache-Control", "no-store, no-transform")
 	h.Set("X-Accel-Buffering", "no") // nginx
 	conn := http.NewResponseController(w)
-	// The server's deadlines are those of short answers. Where there are none to set, none have to be.
-	_ = conn.SetReadDeadline(time.Time{})
 	send := func(text string) bool {
+		// The server's own deadline is that of short answers. Where none can be set there is none.
 		_ = conn.SetWriteDeadline(time.Now().Add(p.t.write))
 		if _, err := io.WriteString(w, text); err != nil {
 			return false

@@ -133,10 +133,10 @@ func prepare(o Options) (*Page, error) {
 		"/":                             p.list,
 		"/endpoints/{namespace}/{name}": p.endpoint,
 		"/assets/{file}":                p.asset,
-		EventsPath:                      p.stream,
 	} {
 		r.Handle(path, p.guarded(h)).Methods(http.MethodGet, http.MethodHead)
 	}
+	r.Handle(EventsPath, p.guarded(p.stream)).Methods(http.MethodGet)
 	r.PathPrefix("/").Handler(o.Next)
 	p.handler = r
 	return p, nil

@@ -81,6 +81,7 @@ func TestPaths(t *testing.T) {
 		}},
 		{"/endpoints/models/churn", "text/html", 200, []string{"Nothing is being rolled out.", "rollback pr-7-0a1b2c3", "17 of 41 requests bad", "There is no treatment to judge."}},
 		{"/endpoints/speech/transcribe", "text/html", 200, []string{"no version has a ready replica", "KeyError: 'THRESHOLD'", "No strategy: people move the shares."}},
+		{"/endpoints/models/pricing-with-a-rather-long-name", "text/html", 200, []string{"No strategy moves the treatments; people do.", "Nothing is judged.", "Locked by github:carol@acme/pricing#7. audit until Friday", "62.5 %"}},
 		{"/endpoints/models/nothing", "text/html", 404, []string{"There is no endpoint of this name."}},
 		{"/endpoints/MODELS/%3Cscript%3E", "text/html", 404, []string{"There is no endpoint of this name."}},
 		{"/?page=99999999999999999999", "text/html", 200, []string{"models/ fraud"}},
@@ -515,6 +516,9 @@ func TestEventLimits(t *testing.T) {
 	next(t, first, "change")
 	if _, third := listen(t, srv.URL+EventsPath, nil); third.StatusCode != 503 || third.Header.Get("Retry-After") == "" {
 		t.Errorf("a third: %s", third.Status)
+	}
+	if w := ask(p, EventsPath, func(r *http.Request) { r.Method = http.MethodHead }); w.Body.String() != "next" {
+		t.Errorf("HEAD of events: %d", w.Code)
 	}
 	if w := ask(p, "/"); w.Code != 200 {
 		t.Errorf("the page is %d while nobody more may listen", w.Code)

@@ -210,9 +210,9 @@ type endpointView struct {
 	Seconds  int
 	Ramp     *rampView
 	Evidence []evidenceView
-	// Judged says whether a strategy judges at all.
-	Strategy string
-	Changes  []changeView
+	// Unjudged says why there is no evidence, Strategy what judges.
+	Unjudged, Strategy string
+	Changes            []changeView
 }
 
 func viewEndpoint(e *rollout.Endpoint, now time.Time) *endpointView {
@@ -232,7 +232,13 @@ func viewEndpoint(e *rollout.Endpoint, now time.Time) *endpointView {
 	}
 	changes := record(e)
 	v.Ramp = ramp(e, changes, class, now)
-	v.Strategy = strategy(e)
+	v.Strategy, v.Unjudged = strategy(e), "There is no treatment to judge."
+	if e.Spec.ByRole(rollout.Treatment) != nil {
+		v.Unjudged = "Nothing is judged yet."
+		if e.Spec.Strategy == nil {
+			v.Unjudged = "Nothing is judged."
+		}
+	}
 	if r := e.Status.Rollout; r != nil && e.Spec.Strategy != nil {
 		for _, ev := range r.Evidence {
 			v.Evidence = append(v.Evidence, viewEvidence(e, ev, class(ev.Treatment)))
@@ -268,6 +274,9 @@ func banners(e *rollout.Endpoint) []banner {
 func news(e *rollout.Endpoint) string {
 	r := e.Status.Rollout
 	if r == nil || r.Treatment == "" {
+		if e.Spec.Strategy == nil && e.Spec.ByRole(rollout.Treatment) != nil {
+			return "No strategy moves the treatments; people do."
+		}
 		return "Nothing is being rolled out."
 	}
 	where := r.Treatment
