@@ -121,11 +121,18 @@ func (h *hub) leave(c chan struct{}) {
 	delete(h.clients, c)
 }
 
-// position now, and whether the hub hears of changes.
-func (h *hub) position() (string, bool) {
+// position now.
+func (h *hub) position() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.at(), h.follows
+	return h.at()
+}
+
+// following says whether the hub hears of changes.
+func (h *hub) following() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.follows
 }
 
 func (h *hub) at() string { return h.epoch + "-" + strconv.FormatInt(h.seq, 10) }

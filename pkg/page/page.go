@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/gorilla/mux"
+	"golang.org/x/time/rate"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/rollout"
@@ -71,9 +72,12 @@ const (
 	renderTimeout = 5 * time.Second
 	// perPage endpoints are listed on one page.
 	perPage = 100
-	// maxKept pages are kept, each for as long as nothing changed, at most keepFor.
+	// maxKept pages are kept, each as long as nothing that it shows has changed, for least at the least and keepFor at the most.
 	maxKept = 64
+	least   = 300 * time.Millisecond
 	keepFor = 2 * time.Second
+	// A page takes some milliseconds to make. Whoever asks for many leaves the rest of the server its time.
+	rendersPerSecond = 20
 )
 
 // timing of events.
@@ -86,6 +90,7 @@ type Page struct {
 	hub     *hub
 	handler http.Handler
 	renders chan struct{}
+	rate    *rate.Limiter
 	ending  chan struct{}
 	end     sync.Once
 
@@ -125,7 +130,7 @@ func prepare(o Options) (*Page, error) {
 		o.Now = time.Now
 	}
 	p := &Page{
-		o: o, hub: newHub(maxListeners), renders: make(chan struct{}, maxRenders), ending: make(chan struct{}), kept: map[string]kept{},
+		o: o, hub: newHub(maxListeners), renders: make(chan struct{}, maxRenders), ending: make(chan struct{}), rate: rate.NewLimiter(rendersPerSecond, rendersPerSecond), kept: map[string]kept{},
 		t: timing{beat: 15 * time.Second, pace: 250 * time.Millisecond, write: 10 * time.Second, life: time.Hour},
 	}
 	r := mux.NewRouter()
@@ -263,7 +268,7 @@ type frame struct {
 func (p *Page) list(w http.ResponseWriter, r *http.Request) {
 	n, _ := strconv.Atoi(r.URL.Query().Get("page")) // what is no number is the first page
 	n = max(min(n, 1000), 1)
-	p.serve(w, r, "/?page="+strconv.Itoa(n), func(ctx context.Context, f *frame) (int, error) {
+	p.serve(w, r, "/?page="+strconv.Itoa(n), rollout.Key{}, func(ctx context.Context, f *frame) (int, error) {
 		all, err := p.o.Store.List(ctx)
 		if err != nil {
 			return 0, err
@@ -281,7 +286,7 @@ func (p *Page) endpoint(w http.ResponseWriter, r *http.Request) {
 	if valid {
 		cached = "/endpoints/" + key.String()
 	}
-	p.serve(w, r, cached, func(ctx context.Context, f *frame) (int, error) {
+	p.serve(w, r, cached, key, func(ctx context.Context, f *frame) (int, error) {
 		f.Title = "No such endpoint"
 		f.Missing = "There is no endpoint of this name."
 		if !valid {
@@ -301,7 +306,7 @@ func (p *Page) endpoint(w http.ResponseWriter, r *http.Request) {
 }
 
 // serve a page: the kept one if nothing has changed since, else a new one, a few at a time.
-func (p *Page) serve(w http.ResponseWriter, r *http.Request, name string, fill func(context.Context, *frame) (int, error)) {
+func (p *Page) serve(w http.ResponseWriter, r *http.Request, name string, only rollout.Key, fill func(context.Context, *frame) (int, error)) {
 	ctx, cancel := context.WithTimeout(r.Context(), renderTimeout)
 	defer cancel()
 	select {
@@ -311,7 +316,7 @@ func (p *Page) serve(w http.ResponseWriter, r *http.Request, name string, fill f
 		refuse(w, http.StatusServiceUnavailable, "the server is busy: try again in a moment")
 		return
 	}
-	k, err := p.page(ctx, name, fill)
+	k, err := p.page(ctx, name, only, fill)
 	<-p.renders
 	if err != nil {
 		p.o.Logger.WarnContext(ctx, "page not made", "path", name, "error", err)
@@ -324,16 +329,20 @@ func (p *Page) serve(w http.ResponseWriter, r *http.Request, name string, fill f
 	_, _ = w.Write(k.body) // the client is gone: nothing to tell it
 }
 
-func (p *Page) page(ctx context.Context, name string, fill func(context.Context, *frame) (int, error)) (kept, error) {
-	// The position comes first: what changes while the page is made makes it old.
-	position, follows := p.hub.position()
-	now := p.o.Now()
+// page of a name, as kept or made anew; it shows the one endpoint, or all if only is none. A client that is told of a change
+// and gets what was made before it sees that by the position, and asks again.
+func (p *Page) page(ctx context.Context, name string, only rollout.Key, fill func(context.Context, *frame) (int, error)) (kept, error) {
 	p.mu.Lock()
 	k, ok := p.kept[name]
 	p.mu.Unlock()
-	if ok && follows && k.position == position && now.Sub(k.made) < keepFor && !now.Before(k.made) {
+	if now := p.o.Now(); ok && now.Sub(k.made) < keepFor && !now.Before(k.made) && p.fresh(k, only, now) {
 		return k, nil
 	}
+	if err := p.rate.Wait(ctx); err != nil {
+		return kept{}, err
+	}
+	// The position comes first: what changes while the page is made makes it old.
+	position, now := p.hub.position(), p.o.Now()
 	f := frame{Position: position, Now: now}
 	code, err := fill(ctx, &f)
 	if err != nil {
@@ -353,4 +362,15 @@ func (p *Page) page(ctx context.Context, name string, fill func(context.Context,
 		p.mu.Unlock()
 	}
 	return k, nil
+}
+
+func (p *Page) fresh(k kept, only rollout.Key, now time.Time) bool {
+	if now.Sub(k.made) < least {
+		return true
+	}
+	if !p.hub.following() {
+		return false
+	}
+	keys, all, _ := p.hub.since(k.position, only)
+	return !all && len(keys) == 0
 }

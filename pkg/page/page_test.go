@@ -10,11 +10,15 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"runtime"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/net/html"
+	"golang.org/x/time/rate"
 
 	"github.com/sluice-dev/sluice/pkg/cluster/memory"
 	"github.com/sluice-dev/sluice/rollout"
@@ -336,7 +340,7 @@ func serveEvents(t *testing.T, store *memory.Store, edit func(*Page)) (*Page, *h
 		<-done
 	})
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if _, follows := p.hub.position(); follows {
+		if p.hub.following() {
 			return p, srv
 		}
 	}
@@ -361,7 +365,7 @@ func listen(t *testing.T, url string, headers map[string]string) (<-chan event, 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { resp.Body.Close() })
-	out := make(chan event, 10_000)
+	out := make(chan event, 256)
 	go func() {
 		defer close(out)
 		var e event
@@ -425,7 +429,7 @@ func settled(t *testing.T, p *Page) string {
 	t.Helper()
 	last := ""
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(30 * time.Millisecond) {
-		now, _ := p.hub.position()
+		now := p.hub.position()
 		if now == last {
 			return now
 		}
@@ -576,7 +580,7 @@ func TestSlowClient(t *testing.T) {
 func TestPositions(t *testing.T) {
 	h := newHub(2)
 	h.restart(true)
-	at, _ := h.position()
+	at := h.position()
 	h.touch(fraud)
 	h.touch(churn)
 	h.touch(fraud)
@@ -587,7 +591,7 @@ func TestPositions(t *testing.T) {
 	if _, all, _ := h.since(at, rollout.Key{}); !all {
 		t.Error("a position of before the restart still counts")
 	}
-	at, _ = h.position()
+	at = h.position()
 	for i := range maxNamed + 1 {
 		h.touch(rollout.Key{Namespace: "n", Name: fmt.Sprint(i)})
 	}
@@ -599,5 +603,132 @@ func TestPositions(t *testing.T) {
 	}
 	if n := len(h.changed); n > maxKnown {
 		t.Errorf("%d endpoints are remembered", n)
+	}
+}
+
+// TestKept: a page is made once for many who ask, again when what it shows has changed, and its position says how old it is.
+func TestKept(t *testing.T) {
+	store := tell(t, began)
+	p, _ := serveEvents(t, store, nil)
+	var now atomic.Int64
+	p.o.Now = func() time.Time { return began.Add(time.Duration(now.Load())) }
+	settled(t, p)
+	page := func() string { t.Helper(); return ask(p, "/endpoints/models/fraud").Body.String() }
+	first := page()
+	now.Store(int64(time.Second))
+	if page() != first {
+		t.Error("nothing has changed, and it is made again")
+	}
+	before := p.hub.position()
+	shift(t, store, churn, "a", rollout.Hold{})
+	for p.hub.position() == before {
+		time.Sleep(time.Millisecond)
+	}
+	if page() != first {
+		t.Error("another endpoint has changed, and it is made again")
+	}
+	before = p.hub.position()
+	shift(t, store, fraud, "b", rollout.Hold{Reason: "a test"})
+	for p.hub.position() == before {
+		time.Sleep(time.Millisecond)
+	}
+	now.Store(int64(least / 2)) // as if it had just been made
+	if old := page(); old != first || strings.Contains(old, p.hub.position()) {
+		t.Error("it is made again at once, or says that it is newer than it is")
+	}
+	now.Store(int64(time.Second))
+	if new := page(); !strings.Contains(new, "a test") || !strings.Contains(new, `data-position="`+p.hub.position()+`"`) {
+		t.Errorf("it is not made again, or without its position: %s", new)
+	}
+	if err := store.Delete(t.Context(), fraud, ""); err != nil {
+		t.Fatal(err)
+	}
+	now.Store(int64(2 * time.Second))
+	for end := time.Now().Add(10 * time.Second); ask(p, "/endpoints/models/fraud").Code != 404; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("what is deleted is shown")
+		}
+	}
+	// Many who ask for many pages wait, and do not wear the server out.
+	limited := of(t, store, ModeAnyone)
+	limited.rate = rate.NewLimiter(rate.Every(time.Hour), 3)
+	codes := map[int]int{}
+	for i := range 10 {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+		codes[ask(limited, "/?page="+strconv.Itoa(i+1), func(r *http.Request) { *r = *r.WithContext(ctx) }).Code]++
+		cancel()
+	}
+	if codes[200] != 3 || codes[503] != 7 {
+		t.Errorf("%v", codes)
+	}
+}
+
+// TestManyListeners: as many as may listen hear of a change soon, and cost little.
+func TestManyListeners(t *testing.T) {
+	store := tell(t, began)
+	p, srv := serveEvents(t, store, func(p *Page) { p.t.beat = time.Minute })
+	position := settled(t, p)
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var all []<-chan event
+	for range maxListeners {
+		events, resp := listen(t, srv.URL+EventsPath+"?since="+position, nil)
+		if resp.StatusCode != http.StatusOK {
+			t.Fatal(resp.Status)
+		}
+		all = append(all, events)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	start := time.Now()
+	shift(t, store, fraud, "a", rollout.Hold{})
+	for _, events := range all {
+		next(t, events, "change")
+	}
+	took, each := time.Since(start), int64(after.HeapAlloc+after.StackInuse-before.HeapAlloc-before.StackInuse)/maxListeners
+	t.Logf("%d listeners heard of a change within %s; each, with its client here, holds %d KiB", maxListeners, took, each>>10)
+	if took > 5*time.Second || each > 256<<10 {
+		t.Errorf("too slow, or too large")
+	}
+}
+
+func BenchmarkPage(b *testing.B) {
+	store := memory.NewStore()
+	for i := range perPage {
+		e := &rollout.Endpoint{Metadata: rollout.Metadata{Namespace: "models", Name: fmt.Sprintf("e-%03d", i)}}
+		e, _, err := rollout.Apply(e, rollout.Request{ID: "a", Actor: "x", At: began}, rollout.Deploy{Version: rollout.Version{Name: "a", Image: image(1)}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for j := range rollout.MaxHistory {
+			e.Status.History = append(e.Status.History, rollout.Change{ID: fmt.Sprint(j), Actor: "x", Action: fmt.Sprintf("traffic a %d", j), Reason: rollout.ReasonStepComplete, Evidence: strings.Repeat("evidence ", 20), At: began.Add(time.Duration(j) * time.Minute)})
+		}
+		st := e.Status
+		if e, err = store.Create(b.Context(), e); err != nil {
+			b.Fatal(err)
+		}
+		e.Status = st
+		if _, err := store.UpdateStatus(b.Context(), e); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for name, path := range map[string]string{"list": "/", "endpoint": "/endpoints/models/e-000"} {
+		b.Run(name, func(b *testing.B) {
+			p, err := prepare(Options{Store: store, Mode: ModeAnyone})
+			if err != nil {
+				b.Fatal(err)
+			}
+			p.rate.SetLimit(rate.Inf)
+			n := 0
+			for b.Loop() {
+				clear(p.kept)
+				w := ask(p, path)
+				if n = w.Body.Len(); w.Code != http.StatusOK {
+					b.Fatal(w.Code)
+				}
+			}
+			b.ReportMetric(float64(n), "bytes/page")
+		})
 	}
 }

@@ -9,6 +9,7 @@
   const live = document.getElementById("live");
   let source = null;
   let position = document.body.dataset.position;
+  let wanted = position; // the position of the last change that was told
   let heard = 0;
   let loading = false;
   let again = false;
@@ -45,8 +46,20 @@
     }
   };
 
+  // The server keeps a page for a moment; one that was made before the change is not the last. Where positions
+  // begin anew it cannot be told: then the page is taken once more.
+  let doubted = "";
+  const older = (made) => {
+    const [epoch, n] = made.split("-");
+    const [same, m] = wanted.split("-");
+    if (epoch === same) return Number(n) < Number(m);
+    if (doubted === wanted) return false;
+    doubted = wanted;
+    return true;
+  };
+
   const exchange = (next) => {
-    position = next.body.dataset.position || position;
+    if (older(next.body.dataset.position || "")) again = true;
     const now = sections(document);
     const then = sections(next);
     const main = document.getElementById("main");
@@ -140,6 +153,7 @@
     source.addEventListener("beat", word);
     source.addEventListener("change", (e) => {
       word(e);
+      wanted = position;
       load();
     });
     source.onerror = () => {
