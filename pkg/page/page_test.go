@@ -360,6 +360,7 @@ func listen(t *testing.T, url string, headers map[string]string) (<-chan event, 
 	for k, v := range headers {
 		r.Header.Set(k, v)
 	}
+	r.Close = true // the server closes idle connections soon
 	resp, err := http.DefaultClient.Do(r)
 	if err != nil {
 		t.Fatal(err)

@@ -24,10 +24,10 @@ func TestPage(t *testing.T) {
 			}
 			defer resp.Body.Close()
 			b, err := io.ReadAll(resp.Body)
-			if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(b), what) {
-				return fmt.Errorf("%s, %v, without %q", resp.Status, err, what)
+			if err == nil && (resp.StatusCode != http.StatusOK || !strings.Contains(string(b), what)) {
+				err = fmt.Errorf("%s, without %q", resp.Status, what)
 			}
-			return nil
+			return err
 		}
 	}
 	eventually(t, 10*time.Second, "the version on the page", shows(`aria-label="Shares: base 100 per cent"`))
