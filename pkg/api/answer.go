@@ -110,35 +110,35 @@ func readBody(r *http.Request, into any) error {
 	return nil
 }
 
-// crowd bounds requests at a time, over all and of each repository.
-type crowd struct {
+// crowd bounds requests at a time, over all and of each repository or address.
+type crowd[K comparable] struct {
 	mu   sync.Mutex
-	of   map[int64]int
+	of   map[K]int
 	all  int
 	most int
 	each int
 }
 
-func newCrowd(most, each int) *crowd {
-	return &crowd{of: map[int64]int{}, most: most, each: each}
+func newCrowd[K comparable](most, each int) *crowd[K] {
+	return &crowd[K]{of: map[K]int{}, most: most, each: each}
 }
 
-func (c *crowd) enter(repository int64) bool {
+func (c *crowd[K]) enter(of K) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.all >= c.most || c.of[repository] >= c.each {
+	if c.all >= c.most || c.of[of] >= c.each {
 		return false
 	}
 	c.all++
-	c.of[repository]++
+	c.of[of]++
 	return true
 }
 
-func (c *crowd) leave(repository int64) {
+func (c *crowd[K]) leave(of K) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.all--
-	if c.of[repository]--; c.of[repository] == 0 {
-		delete(c.of, repository)
+	if c.of[of]--; c.of[of] == 0 {
+		delete(c.of, of)
 	}
 }

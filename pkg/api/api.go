@@ -7,19 +7,24 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/distribution/reference"
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/uuid"
 	"github.com/gorilla/mux"
 
@@ -57,9 +62,12 @@ type Options struct {
 }
 
 // Bounds of the server. What comes from without a session has its own, so that nobody's flood of
-// bad tokens keeps sessions out.
+// bad tokens keeps sessions out, and one address cannot take all of it. Nobody's body is waited for
+// before it is known whose it is.
 const (
-	maxTokenRequests   = 32
+	maxTokenRequests   = 64
+	maxAddressTokens   = 48
+	bodyTimeout        = 3 * time.Second
 	maxRequests        = 256
 	maxRepositoryCalls = 64
 	requestTimeout     = 15 * time.Second
@@ -70,8 +78,8 @@ type api struct {
 	o        Options
 	log      *slog.Logger
 	sessions *sessions
-	exchange *crowd
-	calls    *crowd
+	exchange *crowd[string]
+	calls    *crowd[int64]
 }
 
 // New is the API as a handler for all paths below wire.Root.
@@ -89,7 +97,7 @@ func New(o Options) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &api{o: o, log: o.Logger, sessions: s, exchange: newCrowd(maxTokenRequests, maxTokenRequests), calls: newCrowd(maxRequests, maxRepositoryCalls)}
+	a := &api{o: o, log: o.Logger, sessions: s, exchange: newCrowd[string](maxTokenRequests, maxAddressTokens), calls: newCrowd[int64](maxRequests, maxRepositoryCalls)}
 	r := mux.NewRouter()
 	r.NotFoundHandler = a.handler("", func(*call) error {
 		return &status{http.StatusNotFound, invalid("path", wire.Document+" lists what there is", "there is nothing at this path")}
@@ -135,11 +143,21 @@ func New(o Options) (http.Handler, error) {
 func Off() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != wire.Root && !strings.HasPrefix(r.URL.Path, wire.Root+"/") {
+			unread(w, r)
 			writeError(w, &status{http.StatusNotFound, invalid("path", "webhooks are taken at /webhooks/github", "there is nothing at this path")})
 			return
 		}
+		unread(w, r)
 		writeError(w, &status{http.StatusNotFound, denied("", "give the server a policy (--api-policy) and an audience (--api-audience); docs/api.md says how", "the API is switched off")})
 	})
+}
+
+// unread ends the connection with the answer to a request with a body, which the server would otherwise wait for.
+func unread(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 {
+		w.Header().Set("Connection", "close")
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now()) // what has no deadlines is no connection
+	}
 }
 
 // call is one request and what is to be said of it in the log.
@@ -152,6 +170,17 @@ type call struct {
 	version string
 	// change is its idempotency key as it is recorded; result is what came of it.
 	change, result string
+	// admitted says that a rule is for the job.
+	admitted bool
+	// deadline sets until when the client may take to send the rest of its request; nil if there is none.
+	deadline func(time.Time)
+}
+
+// patience with the client, for what it has yet to send.
+func (c *call) patience(d time.Duration) {
+	if c.deadline != nil {
+		c.deadline(time.Now().Add(d))
+	}
 }
 
 // actor is whom the record names: GitHub's user, for whom the run of a workflow acts.
@@ -169,6 +198,11 @@ func (a *api) handler(command Command, do func(*call) error) http.Handler {
 			w: w, r: r.WithContext(ctx), command: command, version: vars["version"],
 			key: rollout.Key{Namespace: vars["namespace"], Name: vars["endpoint"]},
 		}
+		// Without a body there is nothing to wait for, and a deadline would end the request's context.
+		if r.ContentLength != 0 {
+			c.deadline = func(t time.Time) { _ = http.NewResponseController(w).SetReadDeadline(t) } // what has no deadlines is no connection
+		}
+		c.patience(bodyTimeout)
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		r.Body = http.MaxBytesReader(w, r.Body, wire.MaxBody)
@@ -176,6 +210,9 @@ func (a *api) handler(command Command, do func(*call) error) http.Handler {
 		err := do(c)
 		a.audit(ctx, c, err)
 		if err != nil {
+			if !c.admitted {
+				unread(w, r)
+			}
 			writeError(w, err)
 		}
 	})
@@ -231,6 +268,8 @@ func (a *api) authenticated(do func(*call) error) func(*call) error {
 		if err := a.o.Policy.Admit(id); err != nil {
 			return err
 		}
+		c.admitted = true
+		c.patience(requestTimeout)
 		if !a.calls.enter(id.RepositoryID) {
 			return busy()
 		}
@@ -257,31 +296,33 @@ func busy() error {
 }
 
 // token exchanges an OIDC token for a session. The token is claimed only once a rule is for its job, so
-// that strangers, who can have tokens for any audience, write nothing.
+// that strangers, who can have tokens for any audience, write nothing; nor is a body of theirs read.
 func (a *api) token(c *call) error {
-	if !a.exchange.enter(0) {
-		return busy()
-	}
-	defer a.exchange.leave(0)
-	var req wire.TokenRequest
-	if err := readBody(c.r, &req); err != nil {
-		return err
-	}
-	ttl := MaxSession
-	if req.TTLSeconds != 0 {
-		ttl = time.Duration(req.TTLSeconds) * time.Second
-		if req.TTLSeconds < 0 || req.TTLSeconds > int(MaxSession/time.Second) || ttl < minSession {
-			return &status{http.StatusBadRequest, invalid("ttlSeconds", "leave it out for the longest", "a session lasts %d to %d seconds", int(minSession/time.Second), int(MaxSession/time.Second))}
-		}
-	}
-	raw := access.Bearer(c.r.Header.Get("Authorization"))
-	t, err := a.o.Tokens.Verify(c.r.Context(), raw)
+	t, err := a.verify(c)
 	if err != nil {
 		return err
 	}
 	c.id = &t.Identity
 	if err := a.o.Policy.Admit(&t.Identity); err != nil {
 		return err
+	}
+	c.admitted = true
+	if !a.calls.enter(t.RepositoryID) {
+		return busy()
+	}
+	defer a.calls.leave(t.RepositoryID)
+	c.patience(bodyTimeout)
+	var req wire.TokenRequest
+	if err := readBody(c.r, &req); err != nil {
+		return err
+	}
+	c.patience(requestTimeout)
+	ttl := MaxSession
+	if req.TTLSeconds != 0 {
+		ttl = time.Duration(req.TTLSeconds) * time.Second
+		if req.TTLSeconds < 0 || req.TTLSeconds > int(MaxSession/time.Second) || ttl < minSession {
+			return &status{http.StatusBadRequest, invalid("ttlSeconds", "leave it out for the longest", "a session lasts %d to %d seconds", int(minSession/time.Second), int(MaxSession/time.Second))}
+		}
 	}
 	if err := a.once(c, t); err != nil {
 		return err
@@ -293,6 +334,20 @@ func (a *api) token(c *call) error {
 	c.result = "session for " + ttl.String()
 	writeJSON(c.w, http.StatusOK, wire.Token{AccessToken: session, TokenType: "Bearer", ExpiresIn: int(ttl / time.Second)})
 	return nil
+}
+
+// verify the token of a request, with few others at a time.
+func (a *api) verify(c *call) (oidc.Token, error) {
+	raw := access.Bearer(c.r.Header.Get("Authorization"))
+	address, _, err := net.SplitHostPort(c.r.RemoteAddr)
+	if err != nil {
+		address = c.r.RemoteAddr
+	}
+	if !a.exchange.enter(address) {
+		return oidc.Token{}, busy()
+	}
+	defer a.exchange.leave(address)
+	return a.o.Tokens.Verify(c.r.Context(), raw)
 }
 
 // once refuses a token that was used before. The journal keeps entries for weeks and tokens are good for minutes.
@@ -502,6 +557,9 @@ func (a *api) change(c *call, note wire.Note, asked []Command, op rollout.Op, ch
 			return nil, err
 		}
 		if joins {
+			if there && sameStrategy(deploy.Strategy, e.Spec.Strategy) {
+				deploy.Strategy = nil // nor is its wording changed
+			}
 			deploy.Repositories = nil
 			if !there {
 				deploy.Repositories = []int64{c.id.RepositoryID}
@@ -539,16 +597,46 @@ func (a *api) deploy(c *call) error {
 		Name: v.Name, Image: v.Image, Source: source, Description: v.Description, Tags: v.Tags, Properties: v.Properties, Settings: v.Settings,
 	}}
 	return a.change(c, b.Note, []Command{CommandDeploy}, op, func(r *Rule, _ Command, e *rollout.Endpoint) error {
-		if !fits(r.Images, v.Image) {
-			return denied("version.image", "push it where the server's policy permits", "nothing permits this job to deploy the image %s", v.Image)
+		if err := r.image(v.Image); err != nil {
+			return err
 		}
 		if e.Metadata.UID == "" {
 			if err := r.allows(ExtraCreate, "endpoint", "to make an endpoint, and there is none of that name"); err != nil {
 				return err
 			}
+		} else if !sameStrategy(b.Strategy, e.Spec.Strategy) && !slices.Contains(r.Allow, ExtraStrategy) {
+			return denied("strategy", fmt.Sprintf("give the project the endpoint's own strategy or none, or have the server's policy allow %q", ExtraStrategy),
+				"the deploy's strategy is another than the endpoint's, which moves all of its treatments, and nothing permits this job to change that")
 		}
 		return r.settings(&v.Settings)
 	})
+}
+
+// image that a rule lets a job deploy. Patterns are held against the name as it is written, so it must be one that every reader
+// reads alike: with its registry, and without parts such as .. or none at all.
+func (r *Rule) image(image string) error {
+	if len(r.Images) == 0 {
+		return nil
+	}
+	_, err := name.NewDigest(image, name.StrictValidation)
+	if err == nil {
+		_, err = reference.Parse(image)
+	}
+	if err != nil {
+		return invalid("version.image", "name it as REGISTRY/NAME@sha256:HEX", "%.300q is not an image by digest: %v", image, err)
+	}
+	if !fits(r.Images, image) {
+		return denied("version.image", "push it where the server's policy permits", "nothing permits this job to deploy the image %s", image)
+	}
+	return nil
+}
+
+// sameStrategy says whether a deploy's strategy leaves the endpoint's as it is: there is none, or it says the same.
+func sameStrategy(deploy, endpoint *rollout.Strategy) bool {
+	if deploy == nil || endpoint == nil {
+		return deploy == nil
+	}
+	return reflect.DeepEqual(deploy.Resolved(), endpoint.Resolved())
 }
 
 // settings that need an extra.
@@ -582,8 +670,21 @@ func (r *Rule) share(p *rollout.Percent) error {
 // pullRef is the ref of a workflow that a pull request started.
 var pullRef = regexp.MustCompile(`^refs/pull/([1-9][0-9]{0,9})/(merge|head)$`)
 
+// pullRequest that started the job's workflow, as its ref has it; 0 for any other job. pull_request_target has the base's ref.
+func pullRequest(id *oidc.Identity) int {
+	m := pullRef.FindStringSubmatch(id.Ref)
+	if m == nil || !strings.HasPrefix(id.Event, "pull_request") {
+		return 0
+	}
+	n, err := strconv.Atoi(m[1])
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // sourceOf a version is what the token says, where it says it. On pull requests its commit is that of a trial merge: the
-// head is for the job to say.
+// head is for the job to say. No other job can speak for a pull request, whose treatment a new version replaces.
 func sourceOf(id *oidc.Identity, s rollout.Source) (rollout.Source, error) {
 	mismatch := func(field, format string, args ...any) error {
 		return denied("version.source."+field, "leave it out, or deploy what the workflow runs on", format, args...)
@@ -594,29 +695,68 @@ func sourceOf(id *oidc.Identity, s rollout.Source) (rollout.Source, error) {
 	if s.RunID != 0 && s.RunID != id.RunID {
 		return s, mismatch("runId", "the token is of run %d", id.RunID)
 	}
-	if m := pullRef.FindStringSubmatch(id.Ref); m != nil {
-		n, err := strconv.Atoi(m[1])
-		if err != nil || s.PullRequest != 0 && s.PullRequest != n {
-			return s, mismatch("pullRequest", "the token is of pull request %s", m[1])
+	switch pull := pullRequest(id); {
+	case pull != 0:
+		if s.PullRequest != 0 && s.PullRequest != pull {
+			return s, mismatch("pullRequest", "the token is of pull request %d", pull)
 		}
-		s.PullRequest = n
-	} else if !strings.HasPrefix(id.Event, "pull_request") && s.Commit != "" && s.Commit != id.SHA {
+		s.PullRequest = pull
+	case s.PullRequest != 0:
+		return s, mismatch("pullRequest", "the token is of no pull request: %s on %q", id.Event, id.Ref)
+	case !strings.HasPrefix(id.Event, "pull_request") && s.Commit != "" && s.Commit != id.SHA:
 		return s, mismatch("commit", "the token is of commit %.40s", id.SHA)
 	}
 	s.RepositoryID, s.RunID = id.RepositoryID, id.RunID
 	return s, nil
 }
 
-// own lets a deploy, without the command for it, act on a version of its repository that has no part in traffic.
+// its says whether a version is the job's own: of its pull request, or, of a job that none started, of its commit or run.
+func its(id *oidc.Identity, v *rollout.Version) bool {
+	s := v.Source
+	if s.RepositoryID != id.RepositoryID {
+		return false
+	}
+	if pull := pullRequest(id); pull != 0 || s.PullRequest != 0 {
+		return s.PullRequest == pull
+	}
+	return s.RunID == id.RunID || s.Commit != "" && s.Commit == id.SHA
+}
+
+// own lets a deploy, without the command for it, act on a version of its own that has no part in traffic.
 func own(id *oidc.Identity, e *rollout.Endpoint, version string) error {
+	const hint = "have the server's policy permit more than deploy"
 	v := e.Spec.Version(version)
 	switch {
 	case v == nil:
 		return nil // the transition says so
 	case v.Source.RepositoryID != id.RepositoryID:
-		return denied("version", "have the server's policy permit more than deploy", "%s is not of this repository, and this job may only deploy", version)
+		return denied("version", hint, "%s is not of this repository, and this job may only deploy", version)
+	case !its(id, v):
+		return denied("version", hint, "%s is not of this job's pull request, commit or run, and this job may only deploy", version)
 	case e.Spec.Active(v):
-		return denied("version", "have the server's policy permit more than deploy", "%s has a part in traffic, and this job may only deploy", version)
+		return denied("version", hint, "%s has a part in traffic, and this job may only deploy", version)
+	}
+	return nil
+}
+
+// fresh lets a deploy give a version its first part, or replicas for one: not what was in traffic and was taken out of it, and not beside
+// another of the job's own, with which it would have more than it may ask for.
+func fresh(id *oidc.Identity, e *rollout.Endpoint, version string) error {
+	v := e.Spec.Version(version)
+	if v == nil {
+		return nil // the transition says so
+	}
+	out := func(c rollout.Change) bool {
+		return !c.At.Before(v.CreatedAt) && (c.Action == rollout.Rollback{Version: version}.String() || c.Action == rollout.Retire{Version: version}.String())
+	}
+	if !v.RetiredAt.IsZero() || slices.ContainsFunc(e.Spec.Changes, out) || slices.ContainsFunc(e.Status.History, out) {
+		return denied("version", "deploy it as a new version, or have the server's policy permit more than deploy", "%s was retired or rolled back, and this job may only deploy", version)
+	}
+	for i := range e.Spec.Versions {
+		o := &e.Spec.Versions[i]
+		if o.Name != version && its(id, o) && (o.Type == rollout.Treatment || o.Type == rollout.Untyped && o.TrafficPercentile > 0) {
+			return denied("version", "retire that one, or have the server's policy permit more than deploy", "%s, of the same pull request or commit, has a part in traffic already, and this job may only deploy one at a time", o.Name)
+		}
 	}
 	return nil
 }
@@ -650,7 +790,7 @@ func (a *api) update(c *call) error {
 		if b.Default || b.Settings != nil || op.Type != nil && *op.Type != rollout.Treatment && *op.Type != rollout.Untyped {
 			return denied("version", "have the server's policy permit update", "this job may only deploy: a version's first part is that of a treatment")
 		}
-		return own(c.id, e, c.version)
+		return cmp.Or(own(c.id, e, c.version), fresh(c.id, e, c.version))
 	})
 }
 
@@ -704,10 +844,10 @@ func (a *api) share(op func(version string, p rollout.Percent) rollout.Op) func(
 			asked = append(asked, CommandDeploy)
 		}
 		return a.change(c, b.Note, asked, op(c.version, *b.Percent), func(r *Rule, command Command, e *rollout.Endpoint) error {
-			if err := r.share(b.Percent); err != nil {
+			if err := cmp.Or(r.share(b.Percent), c.onlyOwn(r, command, e)); err != nil || command != CommandDeploy || *b.Percent == 0 {
 				return err
 			}
-			return c.onlyOwn(r, command, e)
+			return fresh(c.id, e, c.version)
 		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -67,6 +68,14 @@ rules:
     endpoints: [fraud]
     commands: [update]
     maxPercent: 50
+  - repositoryId: 74
+    repositoryOwnerId: 65
+    events: [push]
+    environments: [strategy]
+    namespaces: [models]
+    endpoints: [fraud]
+    commands: [deploy]
+    allow: [strategy]
   - repositoryId: 75
     repositoryOwnerId: 65
     events: [push]
@@ -198,8 +207,13 @@ var fraud = rollout.Key{Namespace: "models", Name: "fraud"}
 // add a version to an endpoint bound to repository 74, and to 75 if it is fraud.
 func (w *world) add(key rollout.Key, version string, digit byte, repository int64) {
 	w.t.Helper()
+	w.addFrom(key, version, digit, rollout.Source{RepositoryID: repository})
+}
+
+func (w *world) addFrom(key rollout.Key, version string, digit byte, source rollout.Source) {
+	w.t.Helper()
 	_, _, err := cluster.Edit(w.t.Context(), w.store, key, rollout.Request{ID: "set-up-" + version, Actor: "test", At: time.Now()}, func(*rollout.Endpoint) (rollout.Op, error) {
-		return rollout.Deploy{Repositories: []int64{74}, Version: rollout.Version{Name: version, Image: clustertest.Image(digit), Source: rollout.Source{RepositoryID: repository}}}, nil
+		return rollout.Deploy{Repositories: []int64{74}, Version: rollout.Version{Name: version, Image: clustertest.Image(digit), Source: source}}, nil
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -208,6 +222,10 @@ func (w *world) add(key rollout.Key, version string, digit byte, repository int6
 
 func deployBody(version string, digit byte, more string) string {
 	return fmt.Sprintf(`{"version": {"name": %q, "image": %q%s}}`, version, clustertest.Image(digit), more)
+}
+
+func deployStrategy(version string, digit byte, strategy string) string {
+	return `{"strategy": ` + strategy + `, ` + deployBody(version, digit, "")[1:]
 }
 
 const sha = "1f2e3d4c5b6a79881726354453627180f0e0d0c0"
@@ -423,10 +441,12 @@ func TestRuleIsTakenAway(t *testing.T) {
 // TestPermitted has a line for each command that is permitted or not.
 func TestPermitted(t *testing.T) {
 	main, request, scheduled, released, other := []any{}, pull(41), []any{"event_name", "schedule", "environment", "production"}, []any{"event_name", "release"}, []any{"repository_id", "75"}
+	tagged := []any{"ref", "refs/tags/v1.2", "event_name", "push", "environment", "strategy"}
 	other404 := wire.Endpoint(rollout.Key{Namespace: "models", Name: "missing"})
 	elsewhere := wire.Endpoint(rollout.Key{Namespace: "other", Name: "fraud"})
 	unbound := wire.Endpoint(rollout.Key{Namespace: "models", Name: "risk"})
 	path := wire.Endpoint(fraud)
+	pulled, another := path+"/versions/pulled", path+"/versions/another"
 	mine, theirs, serving := path+"/versions/mine", path+"/versions/theirs", path+"/versions/v1"
 	issuer := oidctest.New(t)
 	for _, tc := range []struct {
@@ -465,26 +485,39 @@ func TestPermitted(t *testing.T) {
 		{"a template", "POST", path + "/versions", main, deployBody("new", 'e', `, "template": {"spec": {"serviceAccountName": "admin"}}`), 403, rollout.ReasonDenied},
 		{"a Secret", "POST", path + "/versions", main, deployBody("new", 'e', `, "environmentVariables": {"A": {"secret": "s", "key": "k"}}`), 403, rollout.ReasonDenied},
 		{"a variable", "POST", path + "/versions", main, deployBody("new", 'e', `, "environmentVariables": {"A": "b"}`), 200, ""},
+		{"a pull request that it is not of", "POST", path + "/versions", main, deployBody("new", 'e', `, "source": {"pullRequest": 41}`), 403, rollout.ReasonDenied},
+		{"an image that leads elsewhere", "POST", path + "/versions", main, strings.Replace(deployBody("new", 'e', ""), "registry.example/", "registry.example/models/../../evil.example/", 1), 422, rollout.ReasonInvalid},
+		{"an image without a name", "POST", path + "/versions", main, strings.Replace(deployBody("new", 'e', ""), "registry.example/model", "registry.example/", 1), 422, rollout.ReasonInvalid},
+		{"an image with an empty part", "POST", path + "/versions", main, strings.Replace(deployBody("new", 'e', ""), "registry.example/", "registry.example//", 1), 422, rollout.ReasonInvalid},
+		{"an image without a registry", "POST", path + "/versions", main, strings.Replace(deployBody("new", 'e', ""), "registry.example/", "", 1), 422, rollout.ReasonInvalid},
+		{"a strategy", "POST", path + "/versions", request, deployStrategy("new", 'e', `{"gate": "none", "steps": [{"percent": 10}]}`), 403, rollout.ReasonDenied},
+		{"a strategy, on main", "POST", path + "/versions", main, deployStrategy("new", 'e', `{"gate": "none", "steps": [{"percent": 10}]}`), 403, rollout.ReasonDenied},
+		{"a strategy, with the right", "POST", path + "/versions", tagged, deployStrategy("new", 'e', `{"gate": "none", "steps": [{"percent": 10}]}`), 200, ""},
+		{"a strategy of what is made", "POST", other404 + "/versions", main, deployStrategy("new", 'e', `{"steps": [{"percent": 10}]}`), 200, ""},
 		{"a role of its own", "POST", path + "/versions", main, deployBody("new", 'e', `, "type": "control"`), 400, rollout.ReasonUnknownField},
 		{"a share of its own", "POST", path + "/versions", main, deployBody("new", 'e', `, "trafficPercentile": 100`), 400, rollout.ReasonUnknownField},
 
-		{"a deploy's first part", "PATCH", mine, request, `{"type": "treatment", "percent": 10}`, 200, ""},
-		{"more than it may", "PATCH", mine, request, `{"type": "treatment", "percent": 10.001}`, 403, rollout.ReasonDenied},
+		{"a deploy's first part", "PATCH", pulled, request, `{"type": "treatment", "percent": 10}`, 200, ""},
+		{"more than it may", "PATCH", pulled, request, `{"type": "treatment", "percent": 10.001}`, 403, rollout.ReasonDenied},
 		{"more, on main", "PATCH", mine, main, `{"type": "treatment", "percent": 60}`, 200, ""},
-		{"as the control", "PATCH", mine, request, `{"type": "control"}`, 403, rollout.ReasonDenied},
-		{"as the default", "PATCH", mine, request, `{"default": true}`, 403, rollout.ReasonDenied},
-		{"with settings", "PATCH", mine, request, `{"settings": {"replicas": 100}}`, 403, rollout.ReasonDenied},
+		{"as the control", "PATCH", pulled, request, `{"type": "control"}`, 403, rollout.ReasonDenied},
+		{"as the default", "PATCH", pulled, request, `{"default": true}`, 403, rollout.ReasonDenied},
+		{"with settings", "PATCH", pulled, request, `{"settings": {"replicas": 100}}`, 403, rollout.ReasonDenied},
 		{"with a template, on main", "PATCH", mine, main, `{"settings": {"template": {"spec": {}}}}`, 403, rollout.ReasonDenied},
+		{"what no pull request deployed", "PATCH", mine, request, `{"type": "treatment", "percent": 10}`, 403, rollout.ReasonDenied},
+		{"what another pull request deployed", "PATCH", another, request, `{"type": "treatment", "percent": 10}`, 403, rollout.ReasonDenied},
+		{"prepare another pull request's", "POST", another + ":prepare", request, `{"percent": 1}`, 403, rollout.ReasonDenied},
+		{"give up another pull request's", "POST", another + ":retire", request, "", 403, rollout.ReasonDenied},
 		{"what serves", "PATCH", serving, request, `{"percent": 0}`, 403, rollout.ReasonDenied},
 		{"what another repository deployed", "PATCH", theirs, request, `{"type": "treatment"}`, 403, rollout.ReasonDenied},
 		{"up to a bound", "PATCH", mine, released, `{"type": "treatment", "percent": 50}`, 200, ""},
 		{"beyond it, as the default", "PATCH", mine, released, `{"default": true}`, 403, rollout.ReasonDenied},
 		{"beyond it, as the control", "PATCH", mine, released, `{"type": "control"}`, 403, rollout.ReasonDenied},
 		{"as the default, on main", "PATCH", mine, main, `{"type": "control", "default": true}`, 200, ""},
-		{"prepare", "POST", mine + ":prepare", request, `{"percent": 10}`, 200, ""},
-		{"prepare for more", "POST", mine + ":prepare", request, `{"percent": 20}`, 403, rollout.ReasonDenied},
+		{"prepare", "POST", pulled + ":prepare", request, `{"percent": 10}`, 200, ""},
+		{"prepare for more", "POST", pulled + ":prepare", request, `{"percent": 20}`, 403, rollout.ReasonDenied},
 		{"prepare another's", "POST", theirs + ":prepare", request, `{"percent": 1}`, 403, rollout.ReasonDenied},
-		{"give up", "POST", mine + ":retire", request, `{"reasonCode": "init_failed", "message": "Traceback"}`, 200, ""},
+		{"give up", "POST", pulled + ":retire", request, `{"reasonCode": "init_failed", "message": "Traceback"}`, 200, ""},
 		{"give up another's", "POST", theirs + ":retire", request, "", 403, rollout.ReasonDenied},
 		{"give up what serves", "POST", serving + ":retire", request, "", 403, rollout.ReasonDenied},
 		{"shift", "POST", mine + ":shift", request, `{"percent": 1}`, 403, rollout.ReasonDenied},
@@ -512,6 +545,8 @@ func TestPermitted(t *testing.T) {
 			w.add(fraud, "v1", 'a', 74)
 			w.add(fraud, "mine", 'b', 74)
 			w.add(fraud, "theirs", 'c', 75)
+			w.addFrom(fraud, "pulled", 'd', rollout.Source{RepositoryID: 74, PullRequest: 41})
+			w.addFrom(fraud, "another", 'd', rollout.Source{RepositoryID: 74, PullRequest: 42})
 			risk := clustertest.Endpoint("models", "risk")
 			risk.Spec.Repositories = []int64{99}
 			if _, err := w.store.Create(t.Context(), risk); err != nil {
@@ -531,6 +566,152 @@ func TestPermitted(t *testing.T) {
 				t.Errorf("the log does not say who: %s", w.log)
 			}
 		})
+	}
+}
+
+// TestTenPerCent: what a job that may only deploy, at 10 per cent at most, can get for its pull request, by whatever it sends.
+func TestTenPerCent(t *testing.T) {
+	w := newWorld(t)
+	w.addFrom(fraud, "v1", 'a', rollout.Source{RepositoryID: 74, Commit: sha})
+	strategy := &rollout.Strategy{Steps: []rollout.Step{{Percent: 5 * rollout.OnePercent}}}
+	edit := func(id string, op rollout.Op) {
+		t.Helper()
+		if _, _, err := cluster.Edit(t.Context(), w.store, fraud, rollout.Request{ID: id, Actor: "test", At: time.Now(), Force: true}, func(*rollout.Endpoint) (rollout.Op, error) { return op, nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	edit("strategy", rollout.Deploy{Strategy: strategy, Version: rollout.Version{Name: "v2", Image: clustertest.Image('b'), Source: rollout.Source{RepositoryID: 74, PullRequest: 41, Commit: strings.Repeat("2", 40)}}})
+	edit("v2-in", rollout.Update{Version: "v2", Type: ptr(rollout.Treatment), Percent: ptr(10 * rollout.OnePercent)})
+	edit("v2-out", rollout.Rollback{Version: "v2"})
+	edit("v2-again", rollout.Prepare{Version: "v2", Percent: rollout.OnePercent}) // a maintainer looks at it: its replicas are back
+	session := w.session(pull(41)...)
+	path := wire.Endpoint(fraud)
+	spec := func() *rollout.Spec {
+		t.Helper()
+		e, err := w.store.Get(t.Context(), fraud)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &e.Spec
+	}
+	digest := rollout.ShiftDigest(spec())
+	for name, more := range map[string]string{
+		"no gate": `{"gate": "none", "steps": [{"percent": 10}]}`, "other steps": `{"steps": [{"percent": 100}]}`, "another alpha": `{"steps": [{"percent": 5}], "alpha": 0.4}`,
+	} {
+		r := w.do(w.handler, http.MethodPost, path+"/versions", session, deployStrategy("v3", 'c', more))
+		w.want(name, r, 403, rollout.ReasonDenied)
+		if !bytes.Contains(r.body, []byte(`allow \"strategy\"`)) {
+			t.Errorf("%s: it does not say what to allow: %s", name, r.body)
+		}
+	}
+	w.want("what was rolled back", w.do(w.handler, http.MethodPatch, path+"/versions/v2", session, `{"type": "treatment", "percent": 10}`), 403, rollout.ReasonDenied)
+	w.want("replicas for what was rolled back", w.do(w.handler, http.MethodPost, path+"/versions/v2:prepare", session, `{"percent": 10}`), 403, rollout.ReasonDenied)
+	if rollout.ShiftDigest(spec()) != digest || spec().Version("v3") != nil {
+		t.Errorf("the endpoint was changed: %+v", spec())
+	}
+	// The endpoint's own strategy, in other words, changes none of them.
+	w.want("the same strategy", w.do(w.handler, http.MethodPost, path+"/versions", session, deployStrategy("v3", 'c', `{"gate": "verdict", "steps": [{"percent": 5}]}`)), 200, "")
+	w.want("no strategy", w.do(w.handler, http.MethodPost, path+"/versions", session, deployBody("v4", 'd', "")), 200, "")
+	if got := spec().Strategy; got.Gate != "" || len(got.Steps) != 1 || rollout.ShiftDigest(spec()) != digest {
+		t.Errorf("the strategy is %+v", got)
+	}
+	w.want("a first part", w.do(w.handler, http.MethodPatch, path+"/versions/v3", session, `{"type": "treatment", "percent": 10}`), 200, "")
+	w.want("another ten", w.do(w.handler, http.MethodPatch, path+"/versions/v4", session, `{"type": "treatment", "percent": 10}`), 403, rollout.ReasonDenied)
+	w.want("another ten, untyped", w.do(w.handler, http.MethodPatch, path+"/versions/v4", session, `{"percent": 10}`), 403, rollout.ReasonDenied)
+	w.want("another pull request's ten", w.do(w.handler, http.MethodPatch, path+"/versions/v3", w.session(pull(42)...), `{"percent": 10}`), 403, rollout.ReasonDenied)
+	// A push that says it is pull request 41 would retire its treatment.
+	w.want("a push for a pull request", w.do(w.handler, http.MethodPost, path+"/versions", w.session(), deployBody("v5", 'e', `, "source": {"pullRequest": 41}`)), 403, rollout.ReasonDenied)
+	if v := spec().Version("v3"); v.Type != rollout.Treatment || v.TrafficPercentile != 10*rollout.OnePercent || spec().Effective("v1") != 90*rollout.OnePercent {
+		t.Errorf("%+v", spec().Versions)
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// TestSlowBodies: connections that never send the body that they announce keep no one else's token from being exchanged, and are not kept.
+func TestSlowBodies(t *testing.T) {
+	w := newWorld(t)
+	v, err := oidc.New(oidc.Config{Issuer: w.issuer.URL, Audience: audience})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := api.ParsePolicy([]byte(policy))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := api.New(api.Options{Store: w.store, Journal: w.journal, Tokens: v, Policy: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(h)
+	defer server.Close()
+	began := time.Now()
+	slow := func(token, path string) net.Conn {
+		t.Helper()
+		c, err := net.Dial("tcp", server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: sluice.example\r\nAuthorization: Bearer %s\r\nContent-Length: 100\r\n\r\n", path, token)
+		return c
+	}
+	answer := func(c net.Conn) string {
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		b, err := io.ReadAll(c)
+		if err != nil {
+			t.Error(err)
+		}
+		line, _, _ := strings.Cut(string(b), "\r\n")
+		return line
+	}
+	w.add(fraud, "v1", 'a', 74)
+	known := slow(func() string {
+		var s wire.Token
+		r := w.do(h, http.MethodPost, wire.TokenPath, w.issuer.Sign(w.claims()), "")
+		if err := json.Unmarshal(r.body, &s); err != nil {
+			t.Fatal(err)
+		}
+		return s.AccessToken
+	}(), wire.Endpoint(fraud)+":hold")
+	var conns []net.Conn
+	for range 200 {
+		conns = append(conns, slow("", wire.TokenPath))
+	}
+	conns = append(conns, slow("x.y.z", wire.TokenPath), slow(w.issuer.Sign(w.claims("repository_id", "99")), wire.TokenPath), slow("", wire.Endpoint(fraud)+":hold"))
+	resp, err := http.DefaultClient.Do(func() *http.Request {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+wire.TokenPath, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+w.issuer.Sign(w.claims()))
+		return r
+	}())
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("a good token beside them: %s", resp.Status)
+	}
+	for i, c := range conns {
+		if got := answer(c); !strings.Contains(got, " 401 ") && !strings.Contains(got, " 403 ") && !strings.Contains(got, " 429 ") {
+			t.Errorf("%d: %q", i, got)
+		}
+	}
+	if took := time.Since(began); took > 2500*time.Millisecond {
+		t.Errorf("strangers' bodies were waited for: %s", took)
+	}
+	// One whose token is good has a moment for its body.
+	began = time.Now()
+	if got := answer(slow(w.issuer.Sign(w.claims()), wire.TokenPath)); !strings.Contains(got, " 400 ") || time.Since(began) > 6*time.Second {
+		t.Errorf("%q after %s", got, time.Since(began))
+	}
+	// One with a session has longer.
+	fmt.Fprintf(known, "%-100s", `{"reason": "on a slow line"}`)
+	line := make([]byte, 15)
+	if _, err := io.ReadFull(known, line); err != nil || string(line) != "HTTP/1.1 200 OK" {
+		t.Errorf("%q, %v", line, err)
 	}
 }
 

@@ -12,7 +12,8 @@ var openAPI []byte
 // definitions of the endpoint by `make generate`.
 func OpenAPI() []byte { return openAPI }
 
-func document(w http.ResponseWriter, _ *http.Request) {
+func document(w http.ResponseWriter, r *http.Request) {
+	unread(w, r)
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	_, _ = w.Write(openAPI) // the client is gone: nothing to tell it

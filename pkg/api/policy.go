@@ -19,9 +19,9 @@ const PolicyKind = "APIPolicy"
 // Command is what a rule can permit.
 type Command string
 
-// The commands. Deploy is what a deploy does with a version of its own repository that has no part in traffic yet:
-// add it, prepare replicas, give it its first part, or retire it. The others are the transitions
-// of the same name, on any version of the endpoint.
+// The commands. Deploy is what a deploy does with a version of its own, of the same pull request or else of the same
+// commit or run, that has had no part in traffic yet: add it, prepare replicas, give it its first part, or retire it.
+// The others are the transitions of the same name, on any version of the endpoint.
 const (
 	CommandRead           Command = "read"
 	CommandDeploy         Command = "deploy"
@@ -52,8 +52,10 @@ type Extra string
 
 // The extras.
 const (
-	// ExtraCreate makes endpoints by their first deploy; they are bound to the deploy's repository.
+	// ExtraCreate makes endpoints by their first deploy, whose version has all traffic; they are bound to the deploy's repository.
 	ExtraCreate Extra = "create"
+	// ExtraStrategy gives an endpoint that exists another strategy, which is what moves all of its treatments.
+	ExtraStrategy Extra = "strategy"
 	// ExtraTemplate sets a version's pod template, and so what its pods may mount and run as.
 	ExtraTemplate Extra = "template"
 	// ExtraSecrets sets environment variables from Secrets of the endpoint's namespace.
@@ -65,7 +67,7 @@ const (
 // Extras that there are.
 func Extras() []Extra { return slices.Clone(extras) }
 
-var extras = []Extra{ExtraCreate, ExtraTemplate, ExtraSecrets, ExtraForce}
+var extras = []Extra{ExtraCreate, ExtraStrategy, ExtraTemplate, ExtraSecrets, ExtraForce}
 
 // Policy says which jobs may do what. What no rule permits is refused.
 type Policy struct {
@@ -96,9 +98,10 @@ type Rule struct {
 	Commands []Command `json:"commands"`
 	// Allow has the extras.
 	Allow []Extra `json:"allow,omitempty"`
-	// Images that may be deployed, or beginnings with *, such as registry.example/models/*. Empty: any.
+	// Images that may be deployed, or beginnings with *, such as registry.example/models/*, that name the registry whole. Empty: any.
 	Images []string `json:"images,omitempty"`
-	// MaxPercent that deploy, update, traffic and prepare may ask for. Absent: 100.
+	// MaxPercent that deploy, update, traffic and prepare may ask for. Absent: 100. What the endpoint's strategy makes of
+	// it later is the endpoint's; so below 100 a rule cannot allow create or strategy.
 	MaxPercent *rollout.Percent `json:"maxPercent,omitempty"`
 }
 
@@ -161,13 +164,13 @@ func (r *Rule) validate(at string) (errs []*rollout.Error) {
 		name     string
 		list     []string
 		required bool
-		pattern  string // "*" alone, "prefix" with * at the end, or ""
+		pattern  string // "*" alone, "prefix" with * at the end, "path" with * after a / at least, or ""
 	}{
 		{"events", r.Events, true, ""},
 		{"environments", r.Environments, false, ""},
 		{"refs", r.Refs, false, "prefix"},
 		{"jobWorkflowRefs", r.JobWorkflowRefs, false, "prefix"},
-		{"images", r.Images, false, "prefix"},
+		{"images", r.Images, false, "path"},
 		{"namespaces", r.Namespaces, true, "*"},
 		{"endpoints", r.Endpoints, true, "*"},
 	}
@@ -181,6 +184,8 @@ func (r *Rule) validate(at string) (errs []*rollout.Error) {
 			switch l.pattern {
 			case "prefix":
 				ok = ok && (stars == 0 || stars == 1 && strings.HasSuffix(s, "*"))
+			case "path": // registry.example* has registry.example.evil.example
+				ok = ok && (stars == 0 || stars == 1 && strings.HasSuffix(s, "*") && strings.Contains(s, "/"))
 			case "*":
 				ok = ok && (stars == 0 || s == "*")
 			default:
@@ -214,8 +219,22 @@ func (r *Rule) validate(at string) (errs []*rollout.Error) {
 			add(fmt.Sprintf("allow[%d]", i), fmt.Sprintf("use some of %v", extras), "there is nothing called %q to allow", x)
 		}
 	}
-	if p := r.MaxPercent; p != nil && (*p < 0 || *p > rollout.Full) {
+	switch p := r.MaxPercent; {
+	case p == nil || *p == rollout.Full:
+	case *p < 0 || *p > rollout.Full:
 		add("maxPercent", "use a number from 0 to 100", "%s is not a share", *p)
+	default:
+		for _, x := range []struct {
+			extra Extra
+			why   string
+		}{
+			{ExtraCreate, "an endpoint's first version has all traffic"},
+			{ExtraStrategy, "a strategy says how far treatments go, and may promote them"},
+		} {
+			if slices.Contains(r.Allow, x.extra) {
+				add("maxPercent", fmt.Sprintf("leave maxPercent out, or allow %q in a rule of its own", x.extra), "%s per cent cannot bound what %q allows: %s", *p, x.extra, x.why)
+			}
+		}
 	}
 	return errs
 }

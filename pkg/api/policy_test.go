@@ -54,6 +54,9 @@ rules:
 		{"no commands", "[deploy]", "[]", "rules[0].commands"},
 		{"an unknown command", "[deploy]", "[deploi]", "deploi"},
 		{"an unknown extra", "maxPercent: 12.5", "allow: [everything]", "everything"},
+		{"making endpoints below all traffic", "maxPercent: 12.5", "allow: [create]\n    maxPercent: 12.5", "first version has all traffic"},
+		{"any strategy below all traffic", "maxPercent: 12.5", "allow: [strategy]\n    maxPercent: 12.5", "may promote them"},
+		{"images of registries that begin so", "maxPercent: 12.5", `images: ["registry.example*"]`, "rules[0].images[0]"},
 		{"too much", "maxPercent: 12.5", "maxPercent: 112", "112"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -66,6 +69,9 @@ rules:
 				t.Errorf("error %v, want one with %q", err, tc.says)
 			}
 		})
+	}
+	if _, err := api.ParsePolicy([]byte(strings.Replace(good, "maxPercent: 12.5", "allow: [create, strategy]\n    maxPercent: 100", 1))); err != nil {
+		t.Errorf("all traffic: %v", err)
 	}
 	path := filepath.Join(t.TempDir(), "policy.yaml")
 	if _, err := api.ReadPolicy(path); err == nil {

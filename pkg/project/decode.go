@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"reflect"
 	"regexp"
 	"slices"
@@ -39,6 +40,8 @@ type decoder struct {
 	// null holds the fields that are there without a value; nullable says that they are as if they were not there.
 	null     map[string]bool
 	nullable bool
+	// lenient takes whole numbers as JSON may have them, 1.0 and 1e4.
+	lenient bool
 	// root is the type of the document. elsewhere has hints for keys that it does not have.
 	root      reflect.Type
 	elsewhere map[string]string
@@ -462,11 +465,17 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, field string) {
 		}
 		v.SetBool(strings.EqualFold(n.Value, "true"))
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
-		if tag != "!!int" || !decimal.MatchString(n.Value) {
+		text := n.Value
+		if tag == "!!float" && d.lenient {
+			if whole, ok := wholeNumber(n); ok {
+				tag, text = "!!int", whole
+			}
+		}
+		if tag != "!!int" || !decimal.MatchString(text) {
 			wrong("a whole number", "write it with decimal digits only and without quotes")
 			return
 		}
-		i, err := strconv.ParseInt(n.Value, 10, v.Type().Bits())
+		i, err := strconv.ParseInt(text, 10, v.Type().Bits())
 		if err != nil {
 			wrong("a whole number", "use a smaller one")
 			return
@@ -490,6 +499,19 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, field string) {
 		// A field of a kind that no manifest type has; a test guards it.
 		d.fail(n, rollout.ReasonInternal, field, "", "cannot be decoded into %s", v.Type())
 	}
+}
+
+// wholeNumber is a number with a point or an exponent, such as 1.0 or 1e4, as a whole one, if it is one that floats have exactly.
+func wholeNumber(n *yaml.Node) (string, bool) {
+	raw, ok := number(n)
+	if !ok {
+		return "", false
+	}
+	f, err := strconv.ParseFloat(raw, 64)
+	if err != nil || f != math.Trunc(f) || math.Abs(f) > 1<<53 {
+		return "", false
+	}
+	return strconv.FormatInt(int64(f), 10), true
 }
 
 // zero refuses a zero that would be taken for a field that is left out.

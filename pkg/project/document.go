@@ -8,7 +8,7 @@ import (
 
 // Document is a file in YAML or JSON that was decoded as strictly as a manifest: an unknown key, one that
 // stands twice, or a value of another type is an error with its place and the nearest known key. A field that
-// is null is as if it were not there.
+// is null is as if it were not there, and a whole number may have a point or an exponent, as JSON's may: 1.0, 1e4.
 type Document struct{ d *decoder }
 
 // Decode fills into, a pointer to a struct with JSON tags, from data; file names it in errors. elsewhere has hints for keys that
@@ -16,7 +16,7 @@ type Document struct{ d *decoder }
 func Decode(file string, data []byte, into any, elsewhere map[string]string, begin string) *Document {
 	v := reflect.ValueOf(into).Elem()
 	d := newDecoder(file, v.Type())
-	d.elsewhere, d.begin, d.nullable = elsewhere, begin, true
+	d.elsewhere, d.begin, d.nullable, d.lenient = elsewhere, begin, true, true
 	if !d.decode(data, v) && len(d.errs) == 0 {
 		d.errs = append(d.errs, &Error{File: file, Refusal: refuse(rollout.ReasonInvalid, "", begin, "holds no keys and values")})
 	}

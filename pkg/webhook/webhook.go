@@ -78,14 +78,17 @@ type Options struct {
 	Grace time.Duration
 }
 
-// Timeouts and bounds of the server. GitHub waits 10 s for its answer.
+// Timeouts and bounds of the server. GitHub waits 10 s for its answer. Only deliveries, which prove themselves by their body, and the
+// API's jobs, once they are known, have readTimeout for it; whoever else sends slowly has otherTimeout.
 const (
-	readHeaderTimeout = 5 * time.Second
+	readHeaderTimeout = 3 * time.Second
 	readTimeout       = 15 * time.Second
+	otherTimeout      = 3 * time.Second
 	writeTimeout      = 20 * time.Second
 	idleTimeout       = 60 * time.Second
 	maxHeaderBytes    = 64 << 10
 	maxConnections    = 2048
+	maxOfAddress      = 1024
 	readyTimeout      = 2 * time.Second
 )
 
@@ -158,7 +161,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	if has(RoleGitHub) {
 		start("commands", commands.Run)
-		router.Handle("/webhooks/github", intake).Methods(http.MethodPost)
+		router.Handle(deliveries, intake).Methods(http.MethodPost)
 	}
 	if serves {
 		router.HandleFunc("/healthz", health.live).Methods(http.MethodGet, http.MethodHead)
@@ -184,7 +187,7 @@ func Run(ctx context.Context, o Options) (err error) {
 // serve until own ends, then let requests under way end.
 func serve(own context.Context, o Options, handler http.Handler) error {
 	server := &http.Server{
-		Handler:           recovered(handler, o.Logger),
+		Handler:           hasty(recovered(handler, o.Logger)),
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -196,7 +199,9 @@ func serve(own context.Context, o Options, handler http.Handler) error {
 		server.RegisterOnShutdown(o.Ending)
 	}
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(netutil.LimitListener(o.Listener, maxConnections)) }()
+	go func() {
+		served <- server.Serve(netutil.LimitListener(newSharing(o.Listener, maxOfAddress), maxConnections))
+	}()
 	select {
 	case err := <-served:
 		return err
@@ -212,6 +217,19 @@ func serve(own context.Context, o Options, handler http.Handler) error {
 		return err
 	}
 	return nil
+}
+
+// deliveries is where GitHub's come in.
+const deliveries = "/webhooks/github"
+
+// hasty waits for no body that is not a delivery's: who needs more time gives it, once the sender is known.
+func hasty(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 && (r.URL.Path != deliveries || r.Method != http.MethodPost) {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(otherTimeout)) // a connection has deadlines
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // recovered answers 500 when a handler panics, and logs where.

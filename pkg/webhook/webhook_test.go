@@ -259,6 +259,36 @@ func TestAPIHandler(t *testing.T) {
 	}
 }
 
+// TestSlowRequests: who sends neither a delivery nor, to the API, a token is not waited for.
+func TestSlowRequests(t *testing.T) {
+	o, _, _ := full(t)
+	o.API = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNotFound) })
+	r := run(t, o)
+	var wg sync.WaitGroup
+	for _, head := range []string{
+		"POST /apis/sluice/v1/token HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n",
+		"PUT /webhooks/github HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+		"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n",
+		"GET /healthz HTTP/1.1\r\nHost:",
+	} {
+		wg.Go(func() {
+			c, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			began := time.Now()
+			_, _ = io.WriteString(c, head)
+			_ = c.SetReadDeadline(began.Add(10 * time.Second))
+			if _, err := io.ReadAll(c); err != nil {
+				t.Errorf("%q is waited for after %s: %v", head, time.Since(began), err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
 func TestRefusesToStart(t *testing.T) {
 	good, _, _ := full(t)
 	for name, edit := range map[string]func(*webhook.Options){

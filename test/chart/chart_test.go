@@ -823,6 +823,7 @@ func TestRefused(t *testing.T) {
 		{"api.enabled=true", "api.policy.rules is not set"},
 		{"api.policy.rules[0].repositoryId=74", "repositoryOwnerId"},
 		{"api.policy.rules[0].sub=x", "sub"},
+		{"api.policy.rules[0].repositoryId=74,api.policy.rules[0].repositoryOwnerId=65,api.policy.rules[0].events={push},api.policy.rules[0].namespaces={models},api.policy.rules[0].endpoints={fraud},api.policy.rules[0].commands={deploy},api.policy.rules[0].allow={create},api.policy.rules[0].maxPercent=10", "allow"},
 		{"api.issuer=http://github.example", "issuer"},
 		{"api.sessionKey.value=hush", "value"},
 		{"page.readers=everyone", "readers"},

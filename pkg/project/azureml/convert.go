@@ -156,7 +156,7 @@ func (c *Converted) Given(sources []string, beside bool) *project.Given {
 	return &project.Given{Files: c.Files, Sources: append(slices.Clone(sources), c.Read...), Beside: beside, Origin: c.Origin}
 }
 
-// Origin is the place that a field of the manifest came from.
+// Origin is the place that a field of the manifest came from, or, by a flag of Deploy.Flags such as --percent, a value of the deploy.
 func (c *Converted) Origin(field string) project.Place {
 	for f := field; f != ""; f = project.ParentField(f) {
 		if p, ok := c.origins[f]; ok {
@@ -264,6 +264,11 @@ func (c *converter) open(f *File, kind Kind, into any, begin string) *project.Do
 		}
 	}
 	d := project.Decode(f.Name, normalJSON(f.Data), into, hints, begin)
+	if line := comment(f.Data); line > 0 && len(d.Errors()) > 0 {
+		// What a reader of YAML makes of it leads nobody to the comment.
+		c.errs = append(c.errs, &project.Error{File: f.Name, Line: line, Refusal: refuse(rollout.ReasonInvalid, "", "remove it; in YAML, # begins one", "JSON has no comments, but a comment begins in this line")})
+		return project.Decode(f.Name, []byte("{}"), reflect.New(reflect.TypeOf(into).Elem()).Interface(), nil, begin)
+	}
 	c.docs = append(c.docs, d)
 	return d
 }

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -142,7 +143,11 @@ func TestMistakes(t *testing.T) {
 		{"empty", "", dc, "", `ic.json: is empty (invalid); begin it with {"entryScript": "score.py"}`},
 		{"a list", "[]", dc, "", "ic.json:1:1: "},
 		{"no JSON", "{\n\"entryScript\": }\n", dc, "", "ic.json:2"},
-		{"a comment", "{\n// the script\n\"entryScript\": \"score.py\"}", dc, "", "ic.json:"},
+		{"a comment", "{\n// the script\n\"entryScript\": \"score.py\"}", dc, "", "ic.json:2: JSON has no comments, but a comment begins in this line (invalid); remove it"},
+		{"a comment after a value", ic, "{\"computeType\": \"aks\",\n\"numReplicas\": 3, // three\n\"namespace\": \"a\"}", "", "dc.json:2: JSON has no comments"},
+		{"a comment at the end", ic, "{\"computeType\": \"aks\"}\n/* the end */", "", "dc.json:2: JSON has no comments"},
+		{"a comment at the beginning", "// mine\n" + ic, dc, "", "ic.json:1: JSON has no comments"},
+		{"no comment, but a mistake", `{"entryScript": "a//b.py", "description": "\\\" // \\\\", "x": 1}`, dc, "", `unknown key "x"`},
 		{"unknown key", "{\n \"entryScipt\": \"score.py\"}", dc, "", `ic.json:2:2: entryScipt: unknown key "entryScipt" (unknown_field); did you mean "entryScript"?`},
 		{"a key of the SDK", `{"entry_script": "score.py"}`, dc, "", "write it as entryScript; this is its name in the Python SDK, and Azure ML ignored it in files"},
 		{"a key of the SDK", ic, `{"computeType": "aks", "auth_enabled": true}`, "", "write it as authEnabled; "},
@@ -195,6 +200,22 @@ func TestOptions(t *testing.T) {
 	} {
 		if _, err := azureml.Convert(o.in, o.o); err == nil || !strings.Contains(err.Error(), o.want) {
 			t.Errorf("%v, want %q", err, o.want)
+		}
+	}
+	// The values of the deploy, too, know the file and the line that they came from.
+	c, err = azureml.Convert(azureml.Input{
+		Inference:  &azureml.File{Name: "ic.json", Data: []byte("{\"entryScript\": \"score.py\",\n\"description\": \"d\"}")},
+		Deployment: &azureml.File{Name: "dc.json", Data: []byte("{\"computeType\": \"aksendpoint\",\n\"namespace\": \"models\",\n\"versionName\": \"v1\",\n\"trafficPercentile\": 10}")},
+	}, azureml.Options{Endpoint: "fraud"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for flag, want := range map[string]project.Place{
+		"--target": {File: "dc.json", Line: 1, Column: 2}, "--namespace": {File: "dc.json", Line: 2, Column: 1}, "--version": {File: "dc.json", Line: 3, Column: 1},
+		"--percent": {File: "dc.json", Line: 4, Column: 1}, "--description": {File: "ic.json", Line: 2, Column: 1},
+	} {
+		if got := c.Origin(flag); got != want || !slices.Contains(c.Deploy.Flags(), flag) {
+			t.Errorf("%s comes from %v, want %v: %v", flag, got, want, c.Deploy.Flags())
 		}
 	}
 	var nothing azureml.Deploy

@@ -54,13 +54,11 @@ func cleanDir(dir string) string { return path.Clean("./" + dir) }
 
 // legacy reads the fields of the older form of inferenceconfig.json.
 func (c *converter) legacy(d *project.Document, ic *inference) {
-	env := &c.Manifest.Environment
 	if ic.CondaFile != "" {
-		env.Conda = path.Join(c.source, ic.CondaFile)
-		c.became(d, "condaFile", "environment.conda", env.Conda, "")
+		c.conda(d, "condaFile", c.source, ic.CondaFile)
 	}
 	if name := ic.ExtraDockerfileSteps; name != "" {
-		if text, ok := c.read(d, "extraDockerfileSteps", path.Join(c.source, name)); ok {
+		if text, ok := c.read(d, "extraDockerfileSteps", c.source, name); ok {
 			c.steps(d, "extraDockerfileSteps", text, false)
 		}
 	}
@@ -134,7 +132,7 @@ func (c *converter) environment(d *project.Document, prefix, dir string, e *envi
 	} else if text := docker.BaseDockerfile; text != "" {
 		ok := true
 		if !strings.ContainsAny(strings.TrimSpace(text), " \t\n") { // a path, as the SDK took it
-			text, ok = c.read(d, prefix+"docker.baseDockerfile", path.Join(dir, text))
+			text, ok = c.read(d, prefix+"docker.baseDockerfile", dir, text)
 		}
 		if ok {
 			c.steps(d, prefix+"docker.baseDockerfile", text, true)
@@ -156,8 +154,7 @@ func (c *converter) environment(d *project.Document, prefix, dir string, e *envi
 	case inline && file != "":
 		bad("python.condaDependenciesFile", "keep one of them", "a file and python.condaDependencies exclude each other")
 	case file != "":
-		env.Conda = path.Join(dir, file)
-		c.became(d, prefix+"python.condaDependenciesFile", "environment.conda", env.Conda, "")
+		c.conda(d, prefix+"python.condaDependenciesFile", dir, file)
 	case inline:
 		field := prefix + "python.condaDependencies"
 		text, err := ordered(e.Python.CondaDependencies)
@@ -190,21 +187,51 @@ func (c *converter) environmentName(d *project.Document, prefix string, e *envir
 	}
 }
 
-// read reads a file of the project that a field names.
-func (c *converter) read(d *project.Document, field, name string) (string, bool) {
-	bad := func(format string, args ...any) (string, bool) {
-		d.Refuse(refuse(rollout.ReasonInvalid, field, "create it, or correct the path, which is relative to the source directory", format, args...))
+// inside is the path from the project's root of a file that a field names relative to dir, if it is in the project.
+func inside(dir, file string) (string, error) {
+	name := path.Join(dir, file)
+	switch {
+	case strings.Contains(file, `\`):
+		return "", fmt.Errorf("%q holds a backslash: use slashes", file)
+	case path.IsAbs(file) || len(file) > 1 && file[1] == ':':
+		return "", fmt.Errorf("%q is an absolute path", file)
+	case name == ".." || strings.HasPrefix(name, "../"):
+		return "", fmt.Errorf("%q leaves the project", file)
+	}
+	return name, nil
+}
+
+// insideHint is the way out of a path that is not inside.
+const insideHint = "name something inside the project; the path is relative to the source directory, or in azureml_environment.json to that file's"
+
+// conda takes a file with a Conda definition.
+func (c *converter) conda(d *project.Document, field, dir, file string) {
+	name, err := inside(dir, file)
+	if err != nil {
+		d.Refuse(refuse(rollout.ReasonInvalid, field, insideHint, "%v", err))
+		return
+	}
+	c.Manifest.Environment.Conda = name
+	c.became(d, field, "environment.conda", name, "")
+}
+
+// read reads a file of the project that a field names relative to dir.
+func (c *converter) read(d *project.Document, field, dir, file string) (string, bool) {
+	bad := func(hint, format string, args ...any) (string, bool) {
+		d.Refuse(refuse(rollout.ReasonInvalid, field, hint, format, args...))
 		return "", false
 	}
+	const hint = "create it, or correct the path, which is relative to the source directory"
+	name, err := inside(dir, file)
 	switch {
-	case path.IsAbs(name) || name == ".." || strings.HasPrefix(name, "../"):
-		return bad("%s is outside the project", name)
+	case err != nil:
+		return bad(insideHint, "%v", err)
 	case c.o.ReadFile == nil:
-		return bad("%s cannot be read here", name)
+		return bad(hint, "%s cannot be read here", name)
 	}
 	data, err := c.o.ReadFile(name)
 	if err != nil {
-		return bad("%s cannot be read: %v", name, err)
+		return bad(hint, "%s cannot be read: %v", name, err)
 	}
 	c.Read = append(c.Read, name)
 	return string(data), true
@@ -272,6 +299,30 @@ func hasFrom(flags []string) bool {
 		}
 	}
 	return false
+}
+
+// comment is the line, from 1, of the first comment in JSON as JavaScript has them, outside of texts; 0 if there is none.
+func comment(data []byte) int {
+	text := bytes.TrimSpace(bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")))
+	begin := bytes.Index(data, text)
+	if len(text) == 0 || text[0] != '{' && text[0] != '/' {
+		return 0
+	}
+	quoted := false
+	for i, b := range text {
+		switch {
+		case b == '"' && !(quoted && escaped(text[:i])):
+			quoted = !quoted
+		case !quoted && b == '/' && i+1 < len(text) && (text[i+1] == '/' || text[i+1] == '*') && (i == 0 || text[i-1] != ':' && text[i-1] != '/'):
+			return 1 + bytes.Count(data[:begin+i], []byte("\n"))
+		}
+	}
+	return 0
+}
+
+// escaped tells whether an odd number of backslashes stands at the end.
+func escaped(text []byte) bool {
+	return (len(text)-len(bytes.TrimRight(text, `\`)))%2 == 1
 }
 
 // normalJSON makes JSON what a reader of YAML takes: tabs between values are spaces, and characters beyond the Basic

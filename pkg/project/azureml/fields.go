@@ -134,8 +134,8 @@ func Fields() []Field {
 		refused(on(d("tags", "")), invalid, notInFile+", but from --tag; versions get no tags from a deploy yet", "remove it, or write it into `sluice deploy --description`"),
 		refused(on(d("properties", "")), invalid, notInFile+", but from --property; versions get no properties from a deploy yet", "remove it, or write it into `sluice deploy --description`"),
 		refused(on(d("description", "")), invalid, notInFile+", but from --description", "give it as `sluice deploy --description`"),
-		refused(on(d("overwrite", "")), invalid, notInFile+", but from --overwrite", "remove it; a version never changes, and a new one joins beside it"),
-		refused(on(d("isDefault", "")), invalid, notInFile+", but from create_version", "give it as `sluice deploy --default`"),
+		refused(same(on(d("overwrite", "")), "a version never changes anyway", false), invalid, notInFile+", but from --overwrite", "remove it; a version never changes, and a new one joins beside it"),
+		refused(same(on(d("isDefault", "")), "a deploy makes its version the default only if it is told to, or if it is the first", false), invalid, notInFile+", but from create_version", "give it as `sluice deploy --default`"),
 		refused(on(d("type", "")), invalid, notInFile+", but from create_version", "give it as `sluice deploy --type`"),
 
 		sdk(i("entryScript", "scoring.entryScript"), "entry_script"),
