@@ -60,6 +60,10 @@ helm: $(HELM) ## Helm, pinned, as .cache/bin/helm
 chart: helm ## the chart's tests; with SLUICE_TEST_KUBECONFIG also on that cluster
 	HELM=$(HELM) go test -count=1 ./test/chart
 
+.PHONY: page-test
+page-test: ## the page, in a real Chromium; SLUICE_TEST_SCREENSHOTS=DIR keeps pictures
+	go test -count=1 -v -run 'InChromium' ./pkg/page
+
 FUZZTIME ?= 10s
 fuzz: ## each fuzz target for FUZZTIME
 	@set -e; for pkg in $$(go list ./...); do \

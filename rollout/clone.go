@@ -68,6 +68,10 @@ func (s *Status) clone() Status {
 	out := *s
 	out.Versions, out.History, out.Conditions = slices.Clone(s.Versions), slices.Clone(s.History), slices.Clone(s.Conditions)
 	out.Summary = pointer(s.Summary)
+	if s.Traffic != nil {
+		out.Traffic = pointer(s.Traffic)
+		out.Traffic.Versions = slices.Clone(s.Traffic.Versions)
+	}
 	if s.Rollout != nil {
 		out.Rollout = pointer(s.Rollout)
 		out.Rollout.Evidence = slices.Clone(s.Rollout.Evidence)

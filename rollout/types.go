@@ -484,6 +484,37 @@ type Status struct {
 	ScoringURI string `json:"scoringUri,omitempty"`
 	// Demand is how many slots the endpoint's traffic wants at present, a decimal number.
 	Demand string `json:"demand,omitempty"`
+	// Traffic is what routers measured lately, written a few times a minute at the most.
+	Traffic *TrafficStatus `json:"traffic,omitempty"`
+}
+
+// TrafficStatus is what routers measured lately. It is for people: nothing is decided by it.
+type TrafficStatus struct {
+	// At is when it was measured.
+	// +kubebuilder:validation:Schemaless
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:Format=date-time
+	At time.Time `json:"at"`
+	// Seconds up to then that the counts are over.
+	Seconds int `json:"seconds"`
+	// Versions that had requests.
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=atomic
+	Versions []VersionTraffic `json:"versions,omitempty"`
+}
+
+// VersionTraffic is one version's.
+type VersionTraffic struct {
+	// Name of the version.
+	Name string `json:"name"`
+	// Requests that got an answer or were refused.
+	Requests int64 `json:"requests"`
+	// Failed of them, with status 400 or above or cut off.
+	Failed int64 `json:"failed"`
+	// P50 of the durations over the last 10 s in milliseconds, at the router where it was longest; absent without requests.
+	P50 string `json:"p50Milliseconds,omitempty"`
+	// P99 in the same way.
+	P99 string `json:"p99Milliseconds,omitempty"`
 }
 
 // Summary is the endpoint in one line of a table. What the spec says alone, such as

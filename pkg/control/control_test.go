@@ -28,6 +28,7 @@ type routers struct {
 	epoch    string
 	store    cluster.Reader
 	evidence map[string]*verdict.Evidence // by treatment
+	versions func() []telemetry.VersionReport
 	fail     error
 }
 
@@ -62,6 +63,9 @@ func (r *routers) Reports(ctx context.Context) ([]telemetry.Report, error) {
 		return nil, r.fail
 	}
 	out := telemetry.Report{Epoch: r.epoch, Elapsed: time.Since(r.began)}
+	if r.versions != nil {
+		out.Versions = r.versions()
+	}
 	for name, ev := range r.evidence {
 		v := e.Spec.Version(name)
 		if v == nil {

@@ -53,11 +53,14 @@ type evidence struct {
 	metered  time.Time
 	loads    map[cluster.FleetKey]autoscale.Load
 	loadsOK  bool
+	traffic  traffic
+	showedAt map[rollout.Key]time.Time
 }
 
 func newEvidence(r Routers) *evidence {
 	return &evidence{
 		routers: r, books: map[book]*verdict.Ledger{}, seen: map[source]int64{}, restored: map[rollout.Key]bool{}, savedAt: map[rollout.Key]time.Time{},
+		showedAt: map[rollout.Key]time.Time{},
 	}
 }
 
@@ -76,6 +79,7 @@ func (v *evidence) poll(ctx context.Context) []rollout.Key {
 	if now.Sub(v.metered) >= autoscale.Tick {
 		v.loads, v.loadsOK = v.meter.Loads(reports)
 		v.metered = now
+		v.traffic.add(reports, now)
 	}
 	grown := map[rollout.Key]bool{}
 	seen := make(map[source]int64, len(v.seen))
@@ -251,9 +255,23 @@ func (v *evidence) forget(key rollout.Key) {
 	defer v.mu.Unlock()
 	delete(v.restored, key)
 	delete(v.savedAt, key)
+	delete(v.showedAt, key)
 	for b := range v.books {
 		if b.endpoint == key {
 			delete(v.books, b)
 		}
 	}
+}
+
+// measured is the endpoint's traffic, and whether it is time to write it though nothing else is new.
+func (v *evidence) measured(e *rollout.Endpoint, now time.Time) (*rollout.TrafficStatus, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.traffic.status(e, now), now.Sub(v.showedAt[e.Key()]) >= trafficEvery
+}
+
+func (v *evidence) showed(key rollout.Key, now time.Time) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.showedAt[key] = now
 }

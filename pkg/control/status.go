@@ -151,6 +151,12 @@ func (r *Reconciler) report(ctx context.Context, e *rollout.Endpoint, fleets map
 		r.evidence.saved(e.Key(), now)
 		same = false
 	}
+	// Traffic goes along with what is written anyway; alone it is written now and then, and once when it has ended.
+	if traffic, due := r.evidence.measured(e, now); !same || due && (traffic != nil || st.Traffic != nil) {
+		st.Traffic = traffic
+		r.evidence.showed(e.Key(), now)
+		same = false
+	}
 	if same {
 		return nil
 	}

@@ -69,6 +69,8 @@ type Options struct {
 	GitHub chatops.GitHub
 	// API serves what is neither a webhook nor health, for role api (pkg/api). Without it those paths are 404.
 	API http.Handler
+	// Ending, if set, is called when the server begins to end: it ends answers that would go on for ever.
+	Ending func()
 	// Control is the control role; it runs until its context ends.
 	Control func(context.Context) error
 	Logger  *slog.Logger
@@ -192,6 +194,9 @@ func serve(own context.Context, o Options, handler http.Handler) error {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
+	}
+	if o.Ending != nil {
+		server.RegisterOnShutdown(o.Ending)
 	}
 	served := make(chan error, 1)
 	go func() {

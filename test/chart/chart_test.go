@@ -637,6 +637,45 @@ func TestValues(t *testing.T) {
 			t.Error("without the API something of it is there")
 		}
 	})
+	t.Run("page", func(t *testing.T) {
+		all := decode(t, template(t, "testdata/page.yaml"))
+		pod := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec
+		c := pod.Containers[0]
+		if !slices.Contains(c.Args, "--roles=api") || !slices.Contains(c.Args, "--page=anyone") || len(c.Env) > 0 || len(pod.Volumes) > 0 {
+			t.Errorf("webhook %+v", c)
+		}
+		var paths []string
+		for _, p := range of[*networkingv1.Ingress](all)[0].Spec.Rules[0].HTTP.Paths {
+			paths = append(paths, fmt.Sprint(p.Path, " ", *p.PathType))
+		}
+		if want := []string{"/ Exact", "/apis/sluice/v1/events Exact", "/assets Prefix", "/endpoints Prefix"}; !slices.Equal(paths, want) {
+			t.Errorf("the ingress leads %q, want %q", paths, want)
+		}
+		// The page alone changes nothing.
+		for id := range rights(allRules(all)) {
+			if strings.HasPrefix(id, "webhook ") && id != "webhook in endpoints: modelendpoints.sluice.dev [] get, list, watch" {
+				t.Errorf("has the right %s", id)
+			}
+		}
+		// Only whoever is said may read, and the internet only where that is said as well.
+		for _, values := range []string{"github", "api"} {
+			all := decode(t, template(t, "testdata/"+values+".yaml"))
+			if args := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec.Containers[0].Args; strings.Contains(strings.Join(args, " "), "--page") {
+				t.Errorf("%s: %q", values, args)
+			}
+			all = decode(t, template(t, "testdata/"+values+".yaml", "--set", "page.readers=loopback"))
+			if args := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec.Containers[0].Args; !slices.Contains(args, "--page=loopback") {
+				t.Errorf("%s: %q", values, args)
+			}
+			for _, in := range of[*networkingv1.Ingress](all) {
+				for _, p := range in.Spec.Rules[0].HTTP.Paths {
+					if p.Path != "/webhooks/github" && p.Path != "/apis/sluice/v1" {
+						t.Errorf("%s: the ingress leads to %s", values, p.Path)
+					}
+				}
+			}
+		}
+	})
 	t.Run("monitor", func(t *testing.T) {
 		all := decode(t, template(t, "testdata/monitor.yaml"))
 		if n := len(of[*networkingv1.NetworkPolicy](all)); n != 0 {
@@ -787,6 +826,10 @@ func TestRefused(t *testing.T) {
 		{"api.policy.rules[0].repositoryId=74,api.policy.rules[0].repositoryOwnerId=65,api.policy.rules[0].events={push},api.policy.rules[0].namespaces={models},api.policy.rules[0].endpoints={fraud},api.policy.rules[0].commands={deploy},api.policy.rules[0].allow={create},api.policy.rules[0].maxPercent=10", "allow"},
 		{"api.issuer=http://github.example", "issuer"},
 		{"api.sessionKey.value=hush", "value"},
+		{"page.readers=everyone", "readers"},
+		{"page.reader=anyone", "reader"},
+		{"page.readers=loopback,page.ingress=true", "page.readers anyone"},
+		{"page.readers=anyone,webhook.ingress.enabled=true,webhook.ingress.host=a.example", "nowhere"},
 		{"metrics.podMonitor.interval=fast", "interval"},
 		{"crds.instal=false", "instal"},
 	} {

@@ -89,7 +89,7 @@ http://{{ include "sluice.fullname" . }}-router.{{ .Release.Namespace }}.svc{{ i
 
 {{- /* "true" if there is a webhook at all, else empty. */ -}}
 {{- define "sluice.webhook" -}}
-{{- if or .Values.github.enabled .Values.api.enabled -}}true{{- end -}}
+{{- if or .Values.github.enabled .Values.api.enabled (ne .Values.page.readers "none") -}}true{{- end -}}
 {{- end -}}
 
 {{- /* The policy of the API, as the program reads it. */ -}}

@@ -21,6 +21,7 @@ import (
 	"github.com/sluice-dev/sluice/pkg/api"
 	"github.com/sluice-dev/sluice/pkg/cluster/local"
 	"github.com/sluice-dev/sluice/pkg/github"
+	"github.com/sluice-dev/sluice/pkg/page"
 	"github.com/sluice-dev/sluice/pkg/process"
 	"github.com/sluice-dev/sluice/pkg/webhook"
 	"github.com/sluice-dev/sluice/rollout"
@@ -45,7 +46,8 @@ Secrets come from the environment or from files, never from flags:
   SLUICE_GITHUB_TOKEN     a token for GitHub's API, unless an App is used
   SLUICE_API_SESSION_KEY  what sessions of the API are signed with, where several servers share them
 
-The API is off without --api-policy and --api-audience.
+The API is off without --api-policy and --api-audience. So is the page of the endpoints, which role api serves
+at /, without --page: it has no login.
 
 Flags:
 `
@@ -71,6 +73,7 @@ type config struct {
 
 	// For role api.
 	apiPolicy, apiAudience, apiIssuer, apiSessionKeyFile string
+	page                                                 string
 
 	// For the control role.
 	routerAdmin string
@@ -104,6 +107,7 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.apiAudience, "api-audience", "", "audience that workflows' OIDC tokens must be made for, such as this server's address; for role api")
 	f.StringVar(&c.apiIssuer, "api-issuer", oidc.DefaultIssuer, "issuer of the OIDC tokens; https://HOST/_services/token for GitHub Enterprise Server")
 	f.StringVar(&c.apiSessionKeyFile, "api-session-key-file", "", "file with what sessions of the API are signed with, 32 random bytes or more; one is made up unless given")
+	f.StringVar(&c.page, "page", string(page.ModeNone), "who may read the page of the endpoints, for role api: none, loopback (on this machine only), or anyone who reaches it")
 	f.StringVar(&c.routerAdmin, "router-admin", "http://127.0.0.1:9090", "admin address of the router, for role control with --target local; in a cluster the routers are found")
 	f.StringVar(&c.admin, "admin-address", "0", "address for metrics, for role control with --target kubernetes; 0 for none")
 	f.StringVar(&c.health, "health-address", "0", "address for /healthz and /readyz, for role control with --target kubernetes; 0 for none")
@@ -162,6 +166,10 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	show, err := page.ParseMode(c.page)
+	if err != nil {
+		return err
+	}
 	o := webhook.Options{Roles: roles, Logger: log, Grace: c.grace}
 	if slices.Contains(roles, webhook.RoleGitHub) {
 		if o.Secrets, err = c.secrets(); err != nil {
@@ -191,6 +199,14 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	if slices.Contains(roles, webhook.RoleAPI) {
 		if o.API, err = serveAPI(&o, log); err != nil {
 			return err
+		}
+		if show != page.ModeNone {
+			p, err := page.New(ctx, page.Options{Store: o.Store, Mode: show, Next: o.API, Logger: log})
+			if err != nil {
+				return err
+			}
+			o.API, o.Ending = p, p.Close
+			log.Info("the page is on", "mode", show)
 		}
 	}
 	if slices.Contains(roles, webhook.RoleGitHub) || slices.Contains(roles, webhook.RoleAPI) {

@@ -72,6 +72,7 @@ func TestUsage(t *testing.T) {
 		{"no secret", []string{state, "SLUICE_GITHUB_TOKEN=hush-hush"}, nil, 2, "SLUICE_WEBHOOK_SECRET"},
 		{"an empty secret", []string{state, "SLUICE_GITHUB_TOKEN=hush-hush", "SLUICE_WEBHOOK_SECRET= \n "}, nil, 2, "SLUICE_WEBHOOK_SECRET"},
 		{"no token", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush"}, nil, 2, "SLUICE_GITHUB_TOKEN"},
+		{"a page for nobody in particular", []string{state}, []string{"--roles=api", "--page=true"}, 2, "loopback"},
 		{"no role", []string{state}, []string{"--roles="}, 2, "not a role"},
 		{"a role that is none", []string{state}, []string{"--roles=admin"}, 2, "admin"},
 		{"an unknown flag", []string{state}, []string{"--token=hush-hush"}, 2, "token"},
@@ -124,35 +125,38 @@ func (w *written) String() string {
 }
 
 // TestAPI runs the program with the API off, and on: an issuer's token gets a session, and what the program says has neither.
+// serve role api on a state directory of its own: its address, and what stops it and gives the log.
+func serve(t *testing.T, args ...string) (string, func() string) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	out := &written{}
+	ended := make(chan int)
+	go func() {
+		ended <- Main(ctx, append([]string{"--roles=api", "--state=" + t.TempDir(), "--listen=127.0.0.1:0"}, args...), []string{"SLUICE_API_SESSION_KEY=" + strings.Repeat("hush", 10)}, io.Discard, out)
+	}()
+	var address string
+	for end := time.Now().Add(10 * time.Second); address == ""; time.Sleep(10 * time.Millisecond) {
+		if m := regexp.MustCompile(`msg=serving .*address=(\S+)`).FindStringSubmatch(out.String()); m != nil {
+			address = m[1]
+		}
+		if time.Now().After(end) {
+			t.Fatalf("it does not serve: %s", out)
+		}
+	}
+	return "http://" + address, func() string {
+		stop()
+		if code := <-ended; code != 0 {
+			t.Errorf("code %d", code)
+		}
+		return out.String()
+	}
+}
+
 func TestAPI(t *testing.T) {
 	issuer := oidctest.New(t)
 	policy := filepath.Join(t.TempDir(), "policy")
 	if err := os.WriteFile(policy, []byte("apiVersion: sluice.dev/v1alpha1\nkind: APIPolicy\nrules: [{repositoryId: 74, repositoryOwnerId: 65, events: [push], namespaces: [models], endpoints: [fraud], commands: [deploy], allow: [create]}]\n"), 0o600); err != nil {
 		t.Fatal(err)
-	}
-	serve := func(args ...string) (string, func() string) {
-		ctx, stop := context.WithCancel(t.Context())
-		out := &written{}
-		ended := make(chan int)
-		go func() {
-			ended <- Main(ctx, append([]string{"--roles=api", "--state=" + t.TempDir(), "--listen=127.0.0.1:0"}, args...), []string{"SLUICE_API_SESSION_KEY=" + strings.Repeat("hush", 10)}, io.Discard, out)
-		}()
-		var address string
-		for end := time.Now().Add(10 * time.Second); address == ""; time.Sleep(10 * time.Millisecond) {
-			if m := regexp.MustCompile(`msg=serving .*address=(\S+)`).FindStringSubmatch(out.String()); m != nil {
-				address = m[1]
-			}
-			if time.Now().After(end) {
-				t.Fatalf("it does not serve: %s", out)
-			}
-		}
-		return "http://" + address, func() string {
-			stop()
-			if code := <-ended; code != 0 {
-				t.Errorf("code %d", code)
-			}
-			return out.String()
-		}
 	}
 	token := issuer.Sign(issuer.Claims("https://sluice.example"))
 	editor := func(url string) cluster.Editor {
@@ -166,12 +170,12 @@ func TestAPI(t *testing.T) {
 	deploy := func(*rollout.Endpoint) (rollout.Op, error) {
 		return rollout.Deploy{Version: rollout.Version{Name: "v1", Image: fmt.Sprintf("r.example/f@sha256:%064x", 1)}}, nil
 	}
-	url, stop := serve()
+	url, stop := serve(t)
 	if _, _, err := editor(url).Edit(t.Context(), key, rollout.Request{ID: "one"}, deploy); rollout.ReasonOf(err) != rollout.ReasonDenied || !strings.Contains(err.Error(), "switched off") {
 		t.Errorf("off: %v", err)
 	}
 	stop()
-	url, stop = serve("--api-policy="+policy, "--api-audience=https://sluice.example", "--api-issuer="+issuer.URL)
+	url, stop = serve(t, "--api-policy="+policy, "--api-audience=https://sluice.example", "--api-issuer="+issuer.URL)
 	e, out, err := editor(url).Edit(t.Context(), key, rollout.Request{ID: "one"}, deploy)
 	if err != nil || !out.Changed || fmt.Sprint(e.Spec.Repositories) != "[74]" {
 		t.Errorf("on: %+v, %v", out, err)
@@ -179,6 +183,48 @@ func TestAPI(t *testing.T) {
 	log := stop()
 	if !strings.Contains(log, "github:octocat@octo-org/octo-repo#1001") || strings.Contains(log, "hush") || strings.Contains(log, token[:20]) {
 		t.Errorf("the log is\n%s", log)
+	}
+}
+
+// TestPage: only whom the flag names gets it, and the API beside it stays what it is.
+func TestPage(t *testing.T) {
+	get := func(url, host string) (int, string) {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if host != "" {
+			r.Host = host
+		}
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(b)
+	}
+	for mode, want := range map[string][2]int{"": {404, 404}, "none": {404, 404}, "loopback": {200, 403}, "anyone": {200, 200}} {
+		var args []string
+		if mode != "" {
+			args = append(args, "--page="+mode)
+		}
+		url, stop := serve(t, args...)
+		code, text := get(url+"/", "")
+		other, _ := get(url+"/", "sluice.example")
+		if code != want[0] || other != want[1] || (code == 200) != strings.Contains(text, "There are no endpoints yet") {
+			t.Errorf("--page=%s: %d, under another name %d: %s", mode, code, other, text)
+		}
+		if code, text := get(url+"/apis/sluice/v1/namespaces/models/endpoints", ""); code != 404 || !strings.Contains(text, "switched off") {
+			t.Errorf("--page=%s: the API: %d %s", mode, code, text)
+		}
+		if code, _ := get(url+"/healthz", "sluice.example"); code != 200 {
+			t.Errorf("--page=%s: health %d", mode, code)
+		}
+		stop()
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 	"github.com/sluice-dev/sluice/cmd/sluice/internal/up"
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/deploy"
+	"github.com/sluice-dev/sluice/pkg/page"
 	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/pkg/telemetry"
 	"github.com/sluice-dev/sluice/rollout"
@@ -101,7 +102,7 @@ func (a *app) demo(ctx context.Context, keep bool) (err error) {
 		return err
 	}
 	defer func() { _ = logs.Close() }()
-	o := up.Options{State: a.state, Router: "127.0.0.1:0", API: "127.0.0.1:0", Admin: "127.0.0.1:0", Out: logs, Logger: slog.New(slog.NewTextHandler(logs, nil))}
+	o := up.Options{State: a.state, Router: "127.0.0.1:0", API: "127.0.0.1:0", Admin: "127.0.0.1:0", Page: string(page.ModeLoopback), Out: logs, Logger: slog.New(slog.NewTextHandler(logs, nil))}
 	if err := a.complete(&o); err != nil {
 		return err
 	}
@@ -156,7 +157,7 @@ func (d *demo) run(ctx context.Context) error {
 		stopLoad()
 		<-done
 	}()
-	d.say("   %d requests per second of real rows flow to %s", demoRate, d.load.url)
+	d.say("   %d requests per second of real rows flow to %s; the page at http://%s/ shows it", demoRate, d.load.url, d.at.API)
 
 	d.say("\n2. A retrained copy becomes a treatment (python3 train.py --epochs 400).")
 	if err := d.train(ctx); err != nil {

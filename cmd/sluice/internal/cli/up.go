@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-dev/sluice/cmd/sluice/internal/up"
+	"github.com/sluice-dev/sluice/pkg/page"
 	"github.com/sluice-dev/sluice/pkg/router/routercmd"
 	"github.com/sluice-dev/sluice/pkg/runner"
 	"github.com/sluice-dev/sluice/pkg/webhook/webhookcmd"
@@ -45,6 +46,7 @@ func (a *app) upCmd() *cobra.Command {
 	f.StringVar(&o.Router, "router-address", cmp.Or(a.io.Getenv("SLUICE_ROUTER_ADDRESS"), "127.0.0.1:8080"), "where clients score ($SLUICE_ROUTER_ADDRESS)")
 	f.StringVar(&o.API, "api-address", cmp.Or(a.io.Getenv("SLUICE_API_ADDRESS"), "127.0.0.1:8081"), "API and webhook ($SLUICE_API_ADDRESS)")
 	f.StringVar(&o.Admin, "admin-address", cmp.Or(a.io.Getenv("SLUICE_ADMIN_ADDRESS"), "127.0.0.1:9090"), "metrics and health ($SLUICE_ADMIN_ADDRESS)")
+	f.StringVar(&o.Page, "page", cmp.Or(a.io.Getenv("SLUICE_PAGE"), string(page.ModeLoopback)), "who may read the page at the API's address: none, loopback or anyone ($SLUICE_PAGE)")
 	return c
 }
 
@@ -61,6 +63,9 @@ func (a *app) complete(o *up.Options) error {
 
 func (a *app) up(ctx context.Context, o up.Options) error {
 	if err := a.complete(&o); err != nil {
+		return err
+	}
+	if _, err := page.ParseMode(o.Page); err != nil {
 		return err
 	}
 	if a.state == "" {
@@ -80,6 +85,9 @@ func (a *app) up(ctx context.Context, o up.Options) error {
 		_ = a.print(at, func(w io.Writer) {
 			t := table{}
 			t.add("scoring", "http://"+at.Router)
+			if o.Page != string(page.ModeNone) {
+				t.add("page", "http://"+at.API+"/")
+			}
 			t.add("webhook", "http://"+at.API)
 			t.add("metrics", "http://"+at.Admin+"/metrics")
 			t.add("state", a.state)

@@ -33,6 +33,8 @@ type Options struct {
 	Env []string
 	// GitHub says that a webhook secret is configured.
 	GitHub bool
+	// Page says who may read the page at the API's address, as --page of the control plane.
+	Page string
 	// Out gets the children's logs.
 	Out    io.Writer
 	Logger *slog.Logger
@@ -145,7 +147,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	control := &child{
 		name: "control", drain: controlDrain, env: o.Env, out: o.Out, log: o.Logger, start: start,
 		argv: append([]string{o.Exe, ControlCommand, "--roles=" + roles, "--listen-fd=3", "--lifeline-fd=4",
-			"--router-admin=http://" + at.Admin, "--scoring-url=http://" + at.Router}, common...),
+			"--page=" + o.Page, "--router-admin=http://" + at.Admin, "--scoring-url=http://" + at.Router}, common...),
 		files: []*os.File{sockets["api"], lifeline},
 	}
 	// In reverse order: the control plane ends first, then the router, which still has the replicas.
