@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/markdown"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -115,12 +116,12 @@ func ParseLine(text string) (Line, bool) {
 	}
 	l.Text = strings.Join(words, " ")
 	if l.Verb == Hold {
-		l.Reason = cut(strings.Join(args, " "), maxReason)
+		l.Reason = markdown.Cut(strings.Join(args, " "), maxReason)
 		l.Text = strings.TrimSpace(words[0] + " " + l.Reason)
 		return l, true
 	}
 	if len(l.Text) > maxLine {
-		l.Text = "… " + cut(l.Text, 40)
+		l.Text = "… " + markdown.Cut(l.Text, 40)
 		return fail(rollout.ReasonInvalid, "comment", "write `"+use+"`", "the line is longer than any command")
 	}
 
@@ -156,16 +157,4 @@ func ParseLine(text string) (Line, bool) {
 		l.Names = slices.Clone(args)
 	}
 	return l, true
-}
-
-// cut shortens text to at most n runes.
-func cut(text string, n int) string {
-	count := 0
-	for i := range text {
-		if count == n {
-			return strings.TrimSpace(text[:i]) + "…"
-		}
-		count++
-	}
-	return text
 }
