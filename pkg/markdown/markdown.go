@@ -186,3 +186,23 @@ func Bound(text string, n int) string {
 	}
 	return text[:n] + "\n\n… cut here: it was too long.\n"
 }
+
+// Fence makes a code block of text, keeping its lines. Nothing in one is a mention, a link or
+// markup, and no run of backticks in it ends it.
+func Fence(text string) string {
+	fence := "```"
+	for strings.Contains(text, fence) {
+		fence += "`"
+	}
+	var b strings.Builder
+	for _, r := range strings.TrimRight(strings.ToValidUTF8(text, "\uFFFD"), "\r\n\t ") {
+		switch {
+		case r == '\n' || r == '\t':
+			b.WriteRune(r)
+		case unicode.IsControl(r) || unicode.Is(unicode.Cf, r):
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return fence + "text\n" + b.String() + "\n" + fence + "\n"
+}
