@@ -131,9 +131,8 @@ func lives(t *testing.T) map[string]*rollout.Endpoint {
 			rollout(2, 5*ten, rollout.ReasonUndecided, "the last step is complete, but the evidence does not allow a promotion yet", "undecided")
 	})
 	add("by-hand", func(l *life) {
-		l.e.Spec.Strategy = nil
-		l.treatment(0)
-		l.e.Spec.Versions[1].TrafficPercentile = ten
+		l.e.Spec.Strategy, l.e.Spec.Changes = nil, nil
+		l.treatment(0).do("github-actions", rollout.ReasonRequested, "", rollout.Update{Version: treated, Percent: &ten})
 	})
 	add("held", func(l *life) {
 		l.treatment(ten).rollout(1, ten, rollout.ReasonHeld, "", "undecided").do("github:alice", rollout.ReasonRequested, "", rollout.Hold{Reason: "until Bob is back"})
@@ -141,7 +140,9 @@ func lives(t *testing.T) map[string]*rollout.Endpoint {
 	add("held-hostile", func(l *life) {
 		l.treatment(ten).rollout(1, ten, rollout.ReasonHeld, "", "undecided").do("github:alice "+hostile, rollout.ReasonRequested, hostile, rollout.Hold{Reason: hostile})
 	})
-	add("locked", func(l *life) { l.treatment(ten).do("github:alice", rollout.ReasonRequested, "", rollout.Lock{Reason: "audit"}) })
+	add("locked", func(l *life) {
+		l.treatment(ten).do("github:alice", rollout.ReasonRequested, "", rollout.Lock{Reason: "audit"})
+	})
 	add("deadline", func(l *life) {
 		l.treatment(ten).rollout(1, ten, rollout.ReasonDeadline, "undecided for 24h, its deadline", "undecided")
 	})
