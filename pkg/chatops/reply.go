@@ -27,6 +27,8 @@ type outcome struct {
 	// endpoints as they are now, for the tables; version is the one acted on.
 	endpoints []*rollout.Endpoint
 	version   string
+	// block is Markdown that comes before the tables.
+	block string
 }
 
 func done(reason rollout.Reason, message string, endpoints ...*rollout.Endpoint) outcome {
@@ -83,6 +85,9 @@ func render(name, text string, c Comment, o outcome) string {
 		fmt.Fprintf(&b, " **done** (%s): %s.", markdown.Code(string(o.reason)), markdown.Prose(o.message))
 	}
 	b.WriteString("\n")
+	if o.block != "" {
+		b.WriteString("\n" + o.block)
+	}
 	for i, e := range o.endpoints {
 		if i == maxShown {
 			fmt.Fprintf(&b, "\n… and %d more: name one, such as %s.\n", len(o.endpoints)-i, markdown.Code("/status "+e.Key().String()))

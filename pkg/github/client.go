@@ -311,6 +311,8 @@ func (c *Client) PullRequest(ctx context.Context, repo chatops.Repository, numbe
 		RepositoryID:     pr.GetBase().GetRepo().GetID(),
 		HeadRepositoryID: pr.GetHead().GetRepo().GetID(),
 		Head:             pr.GetHead().GetSHA(),
+		Closed:           pr.GetState() == "closed",
+		Merged:           pr.GetMerged(),
 	}, nil
 }
 

@@ -151,6 +151,9 @@ func underway(e *rollout.Endpoint, v *rollout.Version, s *standing) {
 // gone is a version that had its time.
 func gone(e *rollout.Endpoint, v *rollout.Version, s *standing) {
 	s.change = lastChange(e, "rollback "+v.Name)
+	if r := lastChange(e, "retire "+v.Name); r != nil && (s.change == nil || r.At.After(s.change.At)) {
+		s.change = r
+	}
 	if s.change == nil || s.change.At.Before(v.RetiredAt) {
 		s.change = nil
 		s.state, s.reason, s.message = StateReplaced, rollout.ReasonSuperseded, "a newer version took its place"
