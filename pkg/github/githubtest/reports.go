@@ -165,15 +165,15 @@ func page[T any](w http.ResponseWriter, r *http.Request, all []T) []T {
 	return all[from:to]
 }
 
-func (s *Server) appObject() map[string]any {
+func appObject(base string) map[string]any {
 	return map[string]any{
-		"id": AppID, "slug": AppSlug, "node_id": "A_1", "owner": user(s.URL, "acme", 7), "name": "Sluice", "description": nil, "external_url": s.URL, "html_url": s.URL,
+		"id": AppID, "slug": AppSlug, "node_id": "A_1", "owner": user(base, "acme", 7), "name": "Sluice", "description": nil, "external_url": base, "html_url": base,
 		"created_at": past, "updated_at": past, "permissions": map[string]string{"checks": "write"}, "events": []string{"check_run"},
 	}
 }
 
 func (s *Server) getApp(w http.ResponseWriter, _ *http.Request) {
-	answer(w, http.StatusOK, s.appObject())
+	answer(w, http.StatusOK, appObject(s.URL))
 }
 
 func (s *Server) listInstallations(w http.ResponseWriter, r *http.Request) {
@@ -298,7 +298,7 @@ func (s *Server) checkObject(repo *repository, c *CheckRun) map[string]any {
 		"id": c.ID, "node_id": "CR_" + strconv.FormatInt(c.ID, 10), "head_sha": c.Head, "name": c.Name, "url": at, "html_url": at, "details_url": at,
 		"status": c.Status, "conclusion": nil, "started_at": past, "completed_at": nil, "external_id": c.External, "check_suite": map[string]any{"id": 5},
 		"output": map[string]any{"title": c.Title, "summary": c.Summary, "text": nil, "annotations_count": len(c.Annotations), "annotations_url": at + "/annotations"},
-		"app":    s.appObject(), "pull_requests": []any{},
+		"app":    appObject(s.URL), "pull_requests": []any{},
 	}
 	if c.Conclusion != "" {
 		out["conclusion"], out["completed_at"] = c.Conclusion, past
