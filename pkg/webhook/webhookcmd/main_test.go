@@ -80,6 +80,7 @@ func TestUsage(t *testing.T) {
 		{"no home", nil, []string{"--roles=api"}, 2, "--state"},
 		{"a missing file of secrets", []string{state}, []string{"--webhook-secret-file=" + missing}, 1, "secrets"},
 		{"a bad App key", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_APP_ID=5"}, []string{"--github-app-key-file=/dev/null"}, 2, "key"},
+		{"an unknown effect of a merge", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush", "SLUICE_GITHUB_ON_MERGE=celebrate"}, nil, 2, "celebrate"},
 		{"plain http", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--github-api-url=http://github.example"}, 2, "https"},
 		{"a missing policy", []string{state}, []string{"--roles=api", "--api-audience=x", "--api-policy=" + missing}, 1, "policy"},
 		{"an empty policy", []string{state}, []string{"--roles=api", "--api-audience=x", "--api-policy=" + empty}, 2, "policy"},
@@ -239,7 +240,7 @@ func (p *program) start() {
 		p.t.Fatal(err)
 	}
 	p.lifeline, p.log = w, &bytes.Buffer{}
-	cmd := exec.Command(exe, "--listen-fd=3", "--lifeline-fd=4", "--state="+p.state, "--github-api-url="+p.gh.URL)
+	cmd := exec.Command(exe, "--listen-fd=3", "--lifeline-fd=4", "--state="+p.state, "--github-api-url="+p.gh.URL, "--github-write-pause=0")
 	cmd.Env = []string{"BE_WEBHOOK=1", "SLUICE_WEBHOOK_SECRET=" + secret, "SLUICE_GITHUB_TOKEN=" + token}
 	cmd.ExtraFiles = []*os.File{p.listener, r}
 	cmd.Stderr = p.log
