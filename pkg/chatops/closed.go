@@ -115,13 +115,7 @@ func (s *Service) enqueueClosed(name string, c Closed, at time.Time, slot bool) 
 // closedOf reads back what recordClosed wrote.
 func closedOf(e cluster.Entry) (Closed, error) {
 	var errs []error
-	number := func(key string) int64 {
-		n, err := strconv.ParseInt(e.Origin[key], 10, 64)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("origin %s %q is no number", key, e.Origin[key]))
-		}
-		return n
-	}
+	number := originNumber(e, &errs)
 	at, err := time.Parse(time.RFC3339, e.Origin[originAt])
 	errs = append(errs, err)
 	by, _ := strings.CutPrefix(e.Actor, "github:")
@@ -148,12 +142,8 @@ func (s *Service) doClosed(ctx context.Context, name string, c Closed, at time.T
 }
 
 func (s *Service) carryOutClosed(ctx context.Context, name string, c Closed, as Comment, at time.Time) (outcome, error) {
-	var all []*rollout.Endpoint
-	if err := retry(ctx, func() (bool, error) {
-		var err error
-		all, err = s.list(ctx)
-		return err != nil, err
-	}); err != nil {
+	all, err := s.listUntil(ctx)
+	if err != nil {
 		return outcome{}, err
 	}
 	var ours []*rollout.Endpoint

@@ -20,12 +20,8 @@ func (s *Service) carryOut(ctx context.Context, j *job, t task, ask *authority) 
 	c := j.comment
 	limited, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
-	var all []*rollout.Endpoint
-	if err := retry(limited, func() (bool, error) {
-		var err error
-		all, err = s.list(limited)
-		return err != nil, err
-	}); err != nil {
+	all, err := s.listUntil(limited)
+	if err != nil {
 		return s.gaveUp(ctx, t, err)
 	}
 	if o, ok := alreadyDone(all, t.name); ok {
@@ -195,6 +191,15 @@ func (s *Service) list(ctx context.Context) ([]*rollout.Endpoint, error) {
 		return nil, fmt.Errorf("list endpoints: %w", err)
 	}
 	return all, nil
+}
+
+// listUntil lists the endpoints, again and again until ctx ends.
+func (s *Service) listUntil(ctx context.Context) (all []*rollout.Endpoint, err error) {
+	err = retry(ctx, func() (bool, error) {
+		all, err = s.list(ctx)
+		return err != nil, err
+	})
+	return all, err
 }
 
 // alreadyDone finds the command in an endpoint's record.

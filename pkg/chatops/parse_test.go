@@ -180,7 +180,7 @@ func FuzzParse(f *testing.F) {
 
 func TestSuggestions(t *testing.T) {
 	for text, want := range map[string]string{
-		"/sluice promot": "promote", "/sluice rolback": "rollback", "/sluice trafic 20": "traffic", "/sluice satus": "status", "/sluice unlcok": "unlock",
+		"/sluice promot": "promote", "/sluice rolback": "rollback", "/sluice trafffic 20": "traffic", "/sluice satus": "status", "/sluice unlcok": "unlock",
 		"/sluice deploy": "", "/sluice x": "", "/sluice " + strings.Repeat("promote", 30): "",
 	} {
 		l, ok := ParseLine(text)

@@ -493,16 +493,21 @@ func entryOf(t task, c Comment) cluster.Entry {
 	return e
 }
 
-// commandOf reads back what entryOf wrote.
-func commandOf(e cluster.Entry) (task, Comment, error) {
-	var errs []error
-	number := func(key string) int64 {
+// originNumber reads a number of an entry's origin; what is none goes into errs.
+func originNumber(e cluster.Entry, errs *[]error) func(key string) int64 {
+	return func(key string) int64 {
 		n, err := strconv.ParseInt(e.Origin[key], 10, 64)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("origin %s %q is no number", key, e.Origin[key]))
+			*errs = append(*errs, fmt.Errorf("origin %s %q is no number", key, e.Origin[key]))
 		}
 		return n
 	}
+}
+
+// commandOf reads back what entryOf wrote.
+func commandOf(e cluster.Entry) (task, Comment, error) {
+	var errs []error
+	number := originNumber(e, &errs)
 	created, err := time.Parse(time.RFC3339Nano, e.Origin[originCreated])
 	if err != nil {
 		errs = append(errs, fmt.Errorf("origin %s %q is no time", originCreated, e.Origin[originCreated]))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"net/http"
 	"strings"
 	"time"
@@ -92,28 +93,18 @@ func (c *Client) list(ctx context.Context) error {
 	if early {
 		return nil
 	}
-	for page := 1; page > 0 && page <= maxPages; {
-		var installations []*github.Installation
-		var next int
-		err := c.call(ctx, "list installations", true, func(ctx context.Context) (resp *github.Response, err error) {
-			installations, resp, err = c.app.Apps.ListInstallations(ctx, &github.ListOptions{Page: page, PerPage: perPage})
-			if resp != nil {
-				next = resp.NextPage
-			}
-			return resp, err
-		})
+	for in, err := range items(ctx, c, "list installations", func(ctx context.Context, o github.ListOptions) ([]*github.Installation, *github.Response, error) {
+		return c.app.Apps.ListInstallations(ctx, &o)
+	}) {
 		if err != nil {
 			return err
 		}
-		for _, in := range installations {
-			if in.SuspendedAt != nil {
-				continue
-			}
-			if err := c.listInstallation(ctx, in.GetID()); err != nil {
-				c.log.WarnContext(ctx, "repositories of an installation cannot be listed", "installation", in.GetID(), "error", err)
-			}
+		if in.SuspendedAt != nil {
+			continue
 		}
-		page = next
+		if err := c.listInstallation(ctx, in.GetID()); err != nil {
+			c.log.WarnContext(ctx, "repositories of an installation cannot be listed", "installation", in.GetID(), "error", err)
+		}
 	}
 	return nil
 }
@@ -123,25 +114,47 @@ func (c *Client) listInstallation(ctx context.Context, id int64) error {
 	if err != nil {
 		return err
 	}
-	for page := 1; page > 0 && page <= maxPages; {
-		var repos *github.ListRepositories
-		var next int
-		err := c.call(ctx, "list repositories", true, func(ctx context.Context) (resp *github.Response, err error) {
-			repos, resp, err = gh.Apps.ListRepos(ctx, &github.ListOptions{Page: page, PerPage: perPage})
-			if resp != nil {
-				next = resp.NextPage
-			}
-			return resp, err
-		})
+	for r, err := range items(ctx, c, "list repositories", func(ctx context.Context, o github.ListOptions) ([]*github.Repository, *github.Response, error) {
+		all, resp, err := gh.Apps.ListRepos(ctx, &o)
+		if err != nil {
+			return nil, resp, err
+		}
+		return all.Repositories, resp, nil
+	}) {
 		if err != nil {
 			return err
 		}
-		for _, r := range repos.Repositories {
-			c.Learn(chatops.Repository{ID: r.GetID(), Owner: r.GetOwner().GetLogin(), Name: r.GetName(), Installation: id})
-		}
-		page = next
+		c.Learn(chatops.Repository{ID: r.GetID(), Owner: r.GetOwner().GetLogin(), Name: r.GetName(), Installation: id})
 	}
 	return nil
+}
+
+// items of a list that GitHub gives in pages, as they are asked for; an error ends it.
+func items[T any](ctx context.Context, c *Client, op string, fetch func(ctx context.Context, o github.ListOptions) ([]T, *github.Response, error)) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for page := 1; page > 0 && page <= maxPages; {
+			var all []T
+			next := 0
+			err := c.call(ctx, op, true, func(ctx context.Context) (resp *github.Response, err error) {
+				all, resp, err = fetch(ctx, github.ListOptions{Page: page, PerPage: perPage})
+				if resp != nil {
+					next = resp.NextPage
+				}
+				return resp, err
+			})
+			if err != nil {
+				var none T
+				yield(none, err)
+				return
+			}
+			for _, x := range all {
+				if !yield(x, nil) {
+					return
+				}
+			}
+			page = next
+		}
+	}
 }
 
 // self is who the client writes as, asked once.
@@ -219,34 +232,23 @@ func (c *Client) FindComment(ctx context.Context, repo chatops.Repository, numbe
 		}
 	}
 	var found report.Found
-	for page := 1; page > 0 && page <= maxPages; {
-		var all []*github.IssueComment
-		var next int
-		err := c.call(ctx, fmt.Sprintf("list comments of pull request %d", number), true, func(ctx context.Context) (resp *github.Response, err error) {
-			all, resp, err = gh.Issues.ListComments(ctx, repo.Owner, repo.Name, number, &github.IssueListCommentsOptions{ListOptions: github.ListOptions{Page: page, PerPage: perPage}})
-			if resp != nil {
-				next = resp.NextPage
-			}
-			return resp, err
-		})
-		if err != nil {
+	for x, err := range items(ctx, c, fmt.Sprintf("list comments of pull request %d", number), func(ctx context.Context, o github.ListOptions) ([]*github.IssueComment, *github.Response, error) {
+		return gh.Issues.ListComments(ctx, repo.Owner, repo.Name, number, &github.IssueListCommentsOptions{ListOptions: o})
+	}) {
+		switch {
+		case err != nil:
 			return report.Found{}, err
-		}
-		for _, x := range all {
-			switch {
-			case !ours(x):
-			case found.ID == 0:
-				found = report.Found{ID: x.GetID(), Body: x.GetBody()}
-			default:
-				c.log.InfoContext(ctx, "a second comment about an endpoint is deleted", "comment", x.GetID(), "endpoint", key.String())
-				if err := c.call(ctx, fmt.Sprintf("delete comment %d", x.GetID()), false, func(ctx context.Context) (*github.Response, error) {
-					return gh.Issues.DeleteComment(ctx, repo.Owner, repo.Name, x.GetID())
-				}); err != nil && !isStatus(err, http.StatusNotFound) {
-					return report.Found{}, err
-				}
+		case !ours(x):
+		case found.ID == 0:
+			found = report.Found{ID: x.GetID(), Body: x.GetBody()}
+		default:
+			c.log.InfoContext(ctx, "a second comment about an endpoint is deleted", "comment", x.GetID(), "endpoint", key.String())
+			if err := c.call(ctx, fmt.Sprintf("delete comment %d", x.GetID()), false, func(ctx context.Context) (*github.Response, error) {
+				return gh.Issues.DeleteComment(ctx, repo.Owner, repo.Name, x.GetID())
+			}); err != nil && !isStatus(err, http.StatusNotFound) {
+				return report.Found{}, err
 			}
 		}
-		page = next
 	}
 	return found, nil
 }
@@ -360,26 +362,19 @@ func (c *Client) PutCheck(ctx context.Context, repo chatops.Repository, k report
 }
 
 func (c *Client) findCheck(ctx context.Context, gh *github.Client, repo chatops.Repository, k report.Check) (id int64, annotated bool, err error) {
-	for page := 1; page > 0 && page <= maxPages; {
-		var runs *github.ListCheckRunsResults
-		var next int
-		err := c.call(ctx, "list check runs", true, func(ctx context.Context) (resp *github.Response, err error) {
-			o := &github.ListCheckRunsOptions{CheckName: &k.Name, Filter: github.String("all"), AppID: &c.o.AppID, ListOptions: github.ListOptions{Page: page, PerPage: perPage}}
-			runs, resp, err = gh.Checks.ListCheckRunsForRef(ctx, repo.Owner, repo.Name, k.Head, o)
-			if resp != nil {
-				next = resp.NextPage
-			}
-			return resp, err
-		})
+	for r, err := range items(ctx, c, "list check runs", func(ctx context.Context, o github.ListOptions) ([]*github.CheckRun, *github.Response, error) {
+		all, resp, err := gh.Checks.ListCheckRunsForRef(ctx, repo.Owner, repo.Name, k.Head, &github.ListCheckRunsOptions{CheckName: &k.Name, Filter: github.String("all"), AppID: &c.o.AppID, ListOptions: o})
+		if err != nil {
+			return nil, resp, err
+		}
+		return all.CheckRuns, resp, nil
+	}) {
 		if err != nil {
 			return 0, false, err
 		}
-		for _, r := range runs.CheckRuns {
-			if r.GetExternalID() == k.External && r.GetApp().GetID() == c.o.AppID {
-				return r.GetID(), r.GetOutput().GetAnnotationsCount() > 0, nil
-			}
+		if r.GetExternalID() == k.External && r.GetApp().GetID() == c.o.AppID {
+			return r.GetID(), r.GetOutput().GetAnnotationsCount() > 0, nil
 		}
-		page = next
 	}
 	return 0, false, nil
 }
@@ -391,30 +386,19 @@ func (c *Client) PutStatus(ctx context.Context, repo chatops.Repository, k repor
 	if err != nil {
 		return err
 	}
-	for page := 1; page > 0 && page <= maxPages; {
-		var all []*github.RepoStatus // newest first
-		var next int
-		err := c.call(ctx, "list commit statuses", true, func(ctx context.Context) (resp *github.Response, err error) {
-			all, resp, err = gh.Repositories.ListStatuses(ctx, repo.Owner, repo.Name, k.Head, &github.ListOptions{Page: page, PerPage: perPage})
-			if resp != nil {
-				next = resp.NextPage
-			}
-			return resp, err
-		})
+	// Newest first.
+	for was, err := range items(ctx, c, "list commit statuses", func(ctx context.Context, o github.ListOptions) ([]*github.RepoStatus, *github.Response, error) {
+		return gh.Repositories.ListStatuses(ctx, repo.Owner, repo.Name, k.Head, &o)
+	}) {
 		if err != nil {
 			return err
 		}
-		for _, s := range all {
-			if s.GetContext() != k.Name {
-				continue
-			}
-			if s.GetState() == k.Status && s.GetDescription() == k.Title {
+		if was.GetContext() == k.Name {
+			if was.GetState() == k.Status && was.GetDescription() == k.Title {
 				return nil
 			}
-			next = 0
 			break
 		}
-		page = next
 	}
 	return c.call(ctx, "write commit status "+k.Name, false, func(ctx context.Context) (*github.Response, error) {
 		_, resp, err := gh.Repositories.CreateStatus(ctx, repo.Owner, repo.Name, k.Head, &github.RepoStatus{State: &k.Status, Context: &k.Name, Description: &k.Title})
@@ -479,23 +463,18 @@ func (c *Client) PutDeployment(ctx context.Context, repo chatops.Repository, d r
 }
 
 func (c *Client) findDeployment(ctx context.Context, gh *github.Client, repo chatops.Repository, d report.Deployment) (int64, error) {
-	var all []*github.Deployment
-	err := c.call(ctx, "list deployments", true, func(ctx context.Context) (resp *github.Response, err error) {
-		all, resp, err = gh.Repositories.ListDeployments(ctx, repo.Owner, repo.Name, &github.DeploymentsListOptions{
-			SHA: d.Commit, Environment: d.Environment, Task: task, ListOptions: github.ListOptions{PerPage: perPage},
-		})
-		return resp, err
-	})
-	if err != nil {
-		return 0, err
-	}
-	for _, x := range all {
-		var p payload
+	for x, err := range items(ctx, c, "list deployments", func(ctx context.Context, o github.ListOptions) ([]*github.Deployment, *github.Response, error) {
+		return gh.Repositories.ListDeployments(ctx, repo.Owner, repo.Name, &github.DeploymentsListOptions{SHA: d.Commit, Environment: d.Environment, Task: task, ListOptions: o})
+	}) {
+		if err != nil {
+			return 0, err
+		}
 		raw := x.Payload
 		var text string
 		if json.Unmarshal(raw, &text) == nil { // GitHub gives back a string where one was sent
 			raw = json.RawMessage(text)
 		}
+		var p payload
 		if json.Unmarshal(raw, &p) == nil && p.Sluice == d.Version {
 			return x.GetID(), nil
 		}

@@ -70,10 +70,9 @@ type Options struct {
 	GitHub chatops.GitHub
 	// Commands are further options of commands, for role github: PrefixOnly, OnMerge and Patience.
 	Commands chatops.Options
-	// Reports, if set, is the API through which pull requests show what becomes of their versions; for role github.
-	Reports report.GitHub
-	// ReportEvery is how long a report stays as it is while only numbers change; report.Config has the default.
-	ReportEvery time.Duration
+	// Reports show on pull requests what becomes of their versions, for role github, if their GitHub is set.
+	// Of them GitHub, Every and Gap count.
+	Reports report.Config
 	// API serves what is neither a webhook nor health, for role api (pkg/api). Without it those paths are 404.
 	API http.Handler
 	// Control is the control role; it runs until its context ends.
@@ -162,11 +161,10 @@ func Run(ctx context.Context, o Options) (err error) {
 		if l, ok := o.GitHub.(interface{ Learn(r chatops.Repository) }); ok {
 			intake.OnRepository = l.Learn
 		}
-		if o.Reports != nil {
-			reports = report.NewReporter(report.Config{
-				Store: o.Store, Journal: o.Journal, GitHub: o.Reports, Logger: o.Logger, Every: o.ReportEvery,
-				Prefix: c.PrefixOnly, OnMerge: report.OnMergeText(string(c.OnMerge)),
-			})
+		if rc := o.Reports; rc.GitHub != nil {
+			rc.Store, rc.Journal, rc.Logger = o.Store, o.Journal, o.Logger
+			rc.Prefix, rc.OnMerge = c.PrefixOnly, report.OnMergeText(string(c.OnMerge))
+			reports = report.NewReporter(rc)
 			intake.OnTouched = reports.Look
 		}
 	}

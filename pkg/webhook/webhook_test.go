@@ -27,6 +27,7 @@ import (
 	"github.com/sluice-dev/sluice/pkg/cluster/memory"
 	"github.com/sluice-dev/sluice/pkg/github"
 	"github.com/sluice-dev/sluice/pkg/github/githubtest"
+	"github.com/sluice-dev/sluice/pkg/report"
 	"github.com/sluice-dev/sluice/pkg/webhook"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -411,7 +412,8 @@ func TestLifeOfAPullRequest(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			o.GitHub, o.Reports, o.ReportEvery, o.Commands.OnMerge = c, c, 50*time.Millisecond, chatops.MergePromotes
+			o.GitHub, o.Commands.OnMerge = c, chatops.MergePromotes
+			o.Reports = report.Config{GitHub: c, Every: 50 * time.Millisecond, Gap: time.Millisecond}
 			gh.AddPullRequest(name, githubtest.PullRequest{Number: 42, Head: fmt.Sprintf("%040x", 2)})
 			r := run(t, o)
 			at := rollout.Key{Namespace: "models", Name: "fraud"}

@@ -187,12 +187,12 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		if err != nil {
 			return err
 		}
-		o.GitHub, o.ReportEvery, o.Commands.PrefixOnly = client, c.reportEvery, c.prefixOnly
+		o.GitHub, o.Reports.Every, o.Commands.PrefixOnly = client, c.reportEvery, c.prefixOnly
 		if o.Commands.OnMerge, err = chatops.ParseOnMerge(c.onMerge); err != nil {
 			return err
 		}
 		if c.reports {
-			o.Reports = client
+			o.Reports.GitHub = client
 		}
 	}
 	serveAPI := apiOff
