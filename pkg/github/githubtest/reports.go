@@ -1,8 +1,10 @@
 package githubtest
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -191,7 +193,7 @@ func (s *Server) listRepositories(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := []any{}
-	for _, x := range s.repos {
+	for _, x := range slices.SortedFunc(maps.Values(s.repos), func(a, b *repository) int { return cmp.Compare(a.id, b.id) }) {
 		all = append(all, repositoryObject(s.URL, x.id, x.owner, x.name, s.account(x.owner)))
 	}
 	answer(w, http.StatusOK, map[string]any{"total_count": len(all), "repositories": page(w, r, all)})
@@ -268,6 +270,9 @@ func (s *Server) oneComment(w http.ResponseWriter, r *http.Request) {
 	id, _ := strconv.ParseInt(mux.Vars(r)["id"], 10, 64)
 	number, i := repo.comment(id)
 	if i < 0 {
+		if r.Method != http.MethodGet {
+			w.Header().Set(offContract, "the description has no 404 here")
+		}
 		fail(w, http.StatusNotFound, "Not Found")
 		return
 	}
@@ -314,6 +319,7 @@ func (s *Server) writeCheck(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !isApp(r) {
+		w.Header().Set(offContract, "the description has no 403 here")
 		fail(w, http.StatusForbidden, "You must authenticate via a GitHub App.")
 		return
 	}
