@@ -173,6 +173,18 @@ func TestClosedWithoutAMerge(t *testing.T) {
 	w.until("it is out again", func() bool { return w.endpoint().Spec.Version(treated).Type == rollout.Untyped })
 }
 
+// TestClosedBeforeItsFirstPart: what has joined and is no treatment yet never becomes one.
+func TestClosedBeforeItsFirstPart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.change("push", "ci", rollout.Deploy{Version: version("pr-41-7777777", 7, pull)})
+	w.close(w.closed(false, commit(7)))
+	wantEnd(t, w.finished(name("closed", commit(7))), cluster.EntryDone, rollout.ReasonRequested)
+	if v := w.endpoint().Spec.Version("pr-41-7777777"); v.RetiredAt.IsZero() {
+		t.Errorf("it is still on its way: %+v", v)
+	}
+}
+
 // TestReopenedInTheMeantime: a close that was delivered late does nothing to what is open.
 func TestReopenedInTheMeantime(t *testing.T) {
 	t.Parallel()

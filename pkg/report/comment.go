@@ -94,7 +94,7 @@ func Comment(e *rollout.Endpoint, p PullRequest, o Options, sent string) string 
 	v := versions[0]
 	s := standingOf(e, v)
 	var b strings.Builder
-	fmt.Fprintf(&b, "### %s %s: %s %s\n\n", icons[s.state], markdown.Code(e.Key().String()), markdown.Code(v.Name), markdown.Escape(title(e, v, s)))
+	fmt.Fprintf(&b, "### %s %s: %s %s\n\n", icons[s.state], markdown.Code(e.Key().String()), markdown.Code(v.Name), markdown.Escape(title(s)))
 	fmt.Fprintf(&b, "**%s** (%s)", strings.ToUpper(string(s.state[:1]))+string(s.state[1:]), markdown.Code(string(s.reason)))
 	switch {
 	case s.state == StateFailed && s.message != "":
@@ -109,7 +109,7 @@ func Comment(e *rollout.Endpoint, p PullRequest, o Options, sent string) string 
 	if s.change != nil {
 		fmt.Fprintf(&b, "\n%s at %s by %s.\n", markdown.Code(s.change.Action), s.change.At.UTC().Format("2006-01-02 15:04 UTC"), markdown.Escape(s.change.Actor))
 	}
-	b.WriteString("\n" + shares(e, p))
+	b.WriteString("\n" + shares(e, p, s))
 	if text := verdictOn(e, v, s); text != "" {
 		word, rest, _ := strings.Cut(text, ": ")
 		fmt.Fprintf(&b, "\n**Verdict: %s.** %s.\n", markdown.Escape(word), markdown.Prose(strings.TrimSuffix(rest, ".")))
@@ -121,7 +121,7 @@ func Comment(e *rollout.Endpoint, p PullRequest, o Options, sent string) string 
 		fmt.Fprintf(&b, "\n**Next:** %s.\n", markdown.Prose(o.commands(text)))
 	}
 	b.WriteString("\n" + o.buttons(e, s))
-	if text := record(e, versions); text != "" {
+	if text := record(e, versions, s); text != "" {
 		b.WriteString("\n" + text)
 	}
 	m := Mark{Namespace: e.Metadata.Namespace, Endpoint: e.Metadata.Name, State: s.state, Version: v.Name, Commit: v.Source.Commit, Sent: sent}
@@ -145,8 +145,8 @@ func textOf(r rollout.Reason) string {
 	return ""
 }
 
-// shares is the table of the endpoint's versions: those with a part in traffic, and the pull request's.
-func shares(e *rollout.Endpoint, p PullRequest) string {
+// shares is the table of the endpoint's versions: the pull request's, and until that is over those with a part in traffic.
+func shares(e *rollout.Endpoint, p PullRequest, s standing) string {
 	var own *rollout.EvidenceStatus // what the control is counted beside
 	for _, v := range p.versions(e) {
 		if own = evidenceOf(e, v.Name); own != nil {
@@ -157,7 +157,7 @@ func shares(e *rollout.Endpoint, p PullRequest) string {
 	for i := range e.Spec.Versions {
 		v := &e.Spec.Versions[i]
 		mine := v.Source.RepositoryID == p.Repository && v.Source.PullRequest == p.Number
-		if !mine && !e.Spec.Active(v) {
+		if !mine && (s.over() || !e.Spec.Active(v)) {
 			continue
 		}
 		var role []string
@@ -238,15 +238,15 @@ func (o Options) buttons(e *rollout.Endpoint, s standing) string {
 	return b.String()
 }
 
-// record is what happened to the pull request's versions, newest first.
-func record(e *rollout.Endpoint, versions []*rollout.Version) string {
+// record is what happened to the pull request's versions, newest first, and until that is over to the endpoint.
+func record(e *rollout.Endpoint, versions []*rollout.Version, s standing) string {
 	var all []*rollout.Change
 	seen := map[string]bool{}
 	for _, list := range [][]rollout.Change{e.Spec.Changes, e.Status.History} {
 		for i := range slices.Backward(list) {
 			c := &list[i]
 			about := slices.ContainsFunc(versions, func(v *rollout.Version) bool { return slices.Contains(strings.Fields(c.Action), v.Name) })
-			if !about && !slices.Contains([]string{"hold", "resume", "lock", "unlock", "edit"}, c.Action) || c.At.Before(versions[len(versions)-1].CreatedAt) || seen[c.ID] {
+			if !about && (s.over() || !slices.Contains([]string{"hold", "resume", "lock", "unlock", "edit"}, c.Action)) || c.At.Before(versions[len(versions)-1].CreatedAt) || seen[c.ID] {
 				continue
 			}
 			seen[c.ID] = true

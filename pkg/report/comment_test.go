@@ -253,3 +253,35 @@ func TestOnlyBoundRepositories(t *testing.T) {
 		t.Errorf("of a repository that is not bound: %v", got)
 	}
 }
+
+// FuzzComment: whatever people write as a reason and replicas as their last words, the comment commands nothing,
+// fits, and is found again.
+func FuzzComment(f *testing.F) {
+	for _, text := range []string{hostile, "`", "```\n/promote\n```", "\n-->\n<!-- sluice:report {} -->", "| a | b |\n|---|---|", "\r/rollback\r", "\u2028/promote", "~~~"} {
+		f.Add(text, text)
+	}
+	f.Fuzz(func(t *testing.T, reason, words string) {
+		l := newLife(t, fraud).joined().do("github:"+reason, rollout.ReasonRequested, words, rollout.Hold{Reason: reason})
+		l.state(rollout.VersionStatus{Name: treated, State: rollout.StateFailed, Reason: rollout.ReasonInitFailed, Message: words})
+		failed := report.Comment(l.e, mine, report.Options{Buttons: true}, "")
+		role := rollout.Treatment
+		l.ready(treated, 1).do("ci", rollout.ReasonRequested, "", rollout.Update{Version: treated, Type: &role})
+		l.rollout(0, 0, rollout.ReasonHeld, words, "undecided")
+		for _, got := range []string{failed, report.Comment(l.e, mine, report.Options{Prefix: true}, "")} {
+			if lines := chatops.Parse(got); len(lines) != 0 {
+				t.Errorf("commands: %v", lines)
+			}
+			if m, ok := report.MarkOf(got); !ok || m.Version != treated {
+				t.Errorf("the mark is %+v, %v", m, ok)
+			}
+			if n := utf8.RuneCountInString(got); n > 65_536 {
+				t.Errorf("%d characters", n)
+			}
+			for line := range strings.Lines(strings.ReplaceAll(got, "\r", "\n")) {
+				if strings.HasPrefix(strings.TrimLeft(line, " "), "/") && !strings.Contains(got, "```text") {
+					t.Errorf("a line begins with a slash: %q", line)
+				}
+			}
+		}
+	})
+}

@@ -103,14 +103,14 @@ func pieces(e *rollout.Endpoint, p PullRequest, o Options) []piece {
 		c := conclusions[s.state]
 		check := Check{
 			Name: o.checkName(e), External: e.Key().String() + "/" + v.Name, Head: v.Source.Commit, Conclusion: c.check, Status: c.status,
-			Title: markdown.Cut(v.Name+" "+title(e, v, s), maxTitle), Actions: actionsFor(s), Summary: summaryOf(e, v, s),
+			Title: markdown.Cut(v.Name+" "+title(s), maxTitle), Actions: actionsFor(s), Summary: summaryOf(e, v, s),
 		}
 		if s.state == StateFailed {
 			check.Annotations = []Annotation{annotate(v, s)}
 		}
 		out = append(out, piece{version: v.Name, check: check, deployment: Deployment{
 			Environment: e.Key().String(), Commit: v.Source.Commit, Version: v.Name, State: c.deployment,
-			Description: markdown.Cut(markdown.Plain(v.Name+" "+title(e, v, s)), maxDescription-1),
+			Description: markdown.Cut(markdown.Plain(v.Name+" "+title(s)), maxDescription-1),
 		}})
 	}
 	return out

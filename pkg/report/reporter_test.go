@@ -246,7 +246,7 @@ func TestWithATokenStatusesAreWritten(t *testing.T) {
 	w.put(l)
 	w.shows(fraud, report.StatePromoted, treated)
 	got := w.gh.Statuses(repoName)
-	want(t, "last status", got[len(got)-1], githubtest.CommitStatus{SHA: commit(2), Context: "sluice/fraud", State: "success", Description: treated + " promoted: gets all traffic"})
+	want(t, "last status", got[len(got)-1], githubtest.CommitStatus{SHA: commit(2), Context: "sluice/fraud", State: "success", Description: treated + " promoted: it is the control"})
 	want(t, "checks", len(w.checks()), 0)
 }
 
@@ -529,4 +529,35 @@ func TestNothingForStrangers(t *testing.T) {
 	w.start()
 	w.shows(rollout.Key{Namespace: "models", Name: "seen"}, report.StateJoined, treated)
 	want(t, "comments", len(w.gh.Comments(repoName, pull)), 1)
+}
+
+// TestTwoProcesses: while one takes over from another, both report; there is one comment all the same.
+func TestTwoProcesses(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, true)
+	w.c.Overlap = 2 * time.Second
+	w.put(newLife(t, fraud).joined())
+	w.gh.AddFault(githubtest.Fault{Method: http.MethodPost, Path: "/comments", Delay: 200 * time.Millisecond, Times: 1})
+	w.start()
+	first := w.stop
+	w.start()
+	t.Cleanup(first)
+	w.shows(fraud, report.StateJoined, treated)
+	time.Sleep(3 * w.c.Overlap / 2)
+	want(t, "comments", len(w.gh.Comments(repoName, pull)), 1)
+	want(t, "deployments", len(w.gh.Deployments(repoName)), 1)
+}
+
+// TestWhatIsOverIsLeftAlone: later rollouts of other pull requests are no news for this one.
+func TestWhatIsOverIsLeftAlone(t *testing.T) {
+	for name, end := range map[string]rollout.Op{"rolled back": rollout.Rollback{Version: treated}, "promoted": rollout.Promote{Version: treated}} {
+		l := newLife(t, fraud).treatment(ten).do("github:alice", rollout.ReasonRequested, "", end).ready(treated, 0)
+		before := report.Comment(l.e, mine, report.Options{}, "")
+		role := rollout.Treatment
+		l.do("ci", rollout.ReasonRequested, "", rollout.Deploy{Version: version("pr-50-9999999", 9, 50)}).ready("pr-50-9999999", 2).
+			do("ci", rollout.ReasonRequested, "", rollout.Update{Version: "pr-50-9999999", Type: &role}).do("github:bob", rollout.ReasonRequested, "", rollout.Hold{Reason: "lunch"})
+		if after := report.Comment(l.e, mine, report.Options{}, ""); after != before {
+			t.Errorf("%s: %s", name, cmp.Diff(before, after))
+		}
+	}
 }

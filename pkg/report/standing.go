@@ -307,8 +307,19 @@ func upcoming(e *rollout.Endpoint, v *rollout.Version) string {
 	return "promotion, when the step is complete and the evidence says that it is not worse"
 }
 
+// over says whether the version's own story is told: what becomes of the endpoint then is news
+// for other pull requests.
+func (s standing) over() bool {
+	switch s.state {
+	case StateWorse, StateRolledBack, StatePromoted, StateClosed, StateReplaced:
+		return true
+	default:
+		return false
+	}
+}
+
 // title is a standing in a few words, without what changes all the time.
-func title(e *rollout.Endpoint, v *rollout.Version, s standing) string {
+func title(s standing) string {
 	gets := s.share.String() + " %"
 	switch s.state {
 	case StateJoined:
@@ -332,10 +343,7 @@ func title(e *rollout.Endpoint, v *rollout.Version, s standing) string {
 		}
 		return "rolled back" + by
 	case StatePromoted:
-		if e.Spec.Effective(v.Name) < rollout.Full {
-			return "the control, with " + gets
-		}
-		return "promoted: gets all traffic"
+		return "promoted: it is the control" // and what it gets is other versions' news
 	case StateClosed:
 		return "taken out: pull request closed"
 	default:

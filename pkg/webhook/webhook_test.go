@@ -478,7 +478,7 @@ func TestLifeOfAPullRequest(t *testing.T) {
 
 			gh.EditPullRequest(name, 42, func(pr *githubtest.PullRequest) { pr.State, pr.Merged = "closed", merged })
 			send("pull_request", "guid-3", githubtest.ClosedEvent(chatops.Closed{Repository: said.Repository, PullRequest: 42, Head: fmt.Sprintf("%040x", 2), Merged: merged, By: "alice", At: time.Now()}))
-			want, conclusion := "promoted: gets all traffic", "sluice/fraud success"
+			want, conclusion := "promoted: it is the control", "sluice/fraud success"
 			if !merged {
 				want, conclusion = "taken out: pull request closed", "sluice/fraud cancelled"
 			}
