@@ -154,6 +154,8 @@ type GitHub interface {
 	PullRequest(ctx context.Context, repo Repository, number int) (PullRequest, error)
 	// Reply adds a comment in Markdown to the pull request.
 	Reply(ctx context.Context, repo Repository, number int, body string) error
+	// Replied says whether a comment of ours on the pull request, written since then, ends with the marker.
+	Replied(ctx context.Context, repo Repository, number int, marker string, since time.Time) (bool, error)
 	// React to a comment; repeating it changes nothing.
 	React(ctx context.Context, repo Repository, comment int64, r Reaction) error
 }

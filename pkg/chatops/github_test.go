@@ -325,3 +325,33 @@ func TestBareCommandsSwitchedOff(t *testing.T) {
 	w.accept(w.comment(2, "alice", "/sluice rollback"))
 	wantEnd(t, w.finished("c-2-1"), cluster.EntryDone, rollout.ReasonRequested)
 }
+
+// TestOneReplyEach: an answer that was lost is not given twice, and one that a crash kept back is given.
+func TestOneReplyEach(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.gh.AddFault(githubtest.Fault{Method: http.MethodPost, Path: "41/comments", Status: 502, After: true, Times: 1})
+	w.run(1, "alice", "/hold")
+	w.until("it was looked for", func() bool { return w.gh.CountCalls(http.MethodGet, "/comments") > 0 })
+	time.Sleep(50 * time.Millisecond)
+
+	w.gh.AddFault(githubtest.Fault{Method: http.MethodPost, Path: "41/comments", Status: 502})
+	w.options.Grace = time.Millisecond
+	w.accept(w.comment(2, "alice", "/resume"))
+	w.finished("c-2-1")
+	w.until("the reply fails", func() bool { return w.gh.CountCalls(http.MethodPost, "41/comments") >= 2 })
+	w.stop()
+	if n := len(w.gh.Comments(repoName, pull)); n != 1 {
+		t.Errorf("%d comments before the crash", n)
+	}
+	w.gh.ClearFaults()
+	w.start()
+	wantIn(t, w.reply("c-2-1"), "`/resume` **done** (`requested`)")
+	w.stop()
+	w.start()
+	w.until("all were looked for", func() bool { return w.gh.CountCalls(http.MethodGet, "41/comments") >= 5 })
+	time.Sleep(50 * time.Millisecond)
+	if n := len(w.gh.Comments(repoName, pull)); n != 2 {
+		t.Errorf("%d comments, want one for each command", n)
+	}
+}

@@ -60,6 +60,11 @@ func (o outcome) result() string {
 // marker is the invisible last line of a reply, by which it can be found again.
 func marker(name string) string { return "<!-- sluice:" + name + " -->" }
 
+// markerOf a reply.
+func markerOf(body string) string {
+	return strings.TrimSpace(body[max(strings.LastIndex(body, "<!-- sluice:"), 0):])
+}
+
 // render is the reply to a command in Markdown. No line of it begins with a
 // slash, so that it is never itself a command.
 func render(name, text string, c Comment, o outcome) string {

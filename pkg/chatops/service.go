@@ -53,6 +53,8 @@ const (
 	authoriseTimeout = 15 * time.Second
 	applyTimeout     = 30 * time.Second
 	finishTimeout    = 10 * time.Second
+	// answerWithin bounds how long after a command a missing reply is made up for.
+	answerWithin = time.Hour
 )
 
 // Service carries out commands. Accept records them; Run does them.
@@ -354,6 +356,7 @@ func (s *Service) pending(ctx context.Context) ([]job, error) {
 	at := map[int64]int{}
 	for _, e := range entries {
 		if e.State != cluster.EntryPending {
+			s.answerAgain(e)
 			continue
 		}
 		if strings.HasPrefix(e.Name, "m-") {
@@ -386,6 +389,23 @@ func (s *Service) pending(ctx context.Context) ([]job, error) {
 		s.log.InfoContext(ctx, "pending command taken up", "name", e.Name, "recorded", e.At)
 	}
 	return out, nil
+}
+
+// answerAgain replies to a command that an earlier run finished a short while ago, unless that run did:
+// it may have ended in between.
+func (s *Service) answerAgain(e cluster.Entry) {
+	if !strings.HasPrefix(e.Name, "c-") || s.o.Now().Sub(e.At) > answerWithin {
+		return
+	}
+	_, c, err := commandOf(e)
+	if err != nil {
+		return
+	}
+	o := outcome{state: e.State, reason: e.Reason, message: e.Result}
+	if e.State == cluster.EntryRefused {
+		o.errs = []*rollout.Error{{Reason: e.Reason, Message: e.Result}}
+	}
+	s.out.replyOnce(c, render(e.Name, e.Command, c, o))
 }
 
 // do carries out a comment's commands one after the other.
@@ -423,7 +443,11 @@ func (s *Service) command(ctx context.Context, j job, t task, ask *authority) {
 		}
 		return
 	}
-	s.out.reply(c, render(t.name, t.text, c, o))
+	if body := render(t.name, t.text, c, o); j.recovered {
+		s.out.replyOnce(c, body)
+	} else {
+		s.out.reply(c, body)
+	}
 	if o.state == cluster.EntryRefused {
 		s.out.react(c, ReactionRefused)
 	} else {

@@ -328,6 +328,29 @@ func (c *Client) Reply(ctx context.Context, repo chatops.Repository, number int,
 	})
 }
 
+// Replied says whether a comment of ours ends with the marker.
+func (c *Client) Replied(ctx context.Context, repo chatops.Repository, number int, marker string, since time.Time) (bool, error) {
+	me, err := c.whoami(ctx)
+	if err != nil {
+		return false, err
+	}
+	gh, err := c.For(repo.Installation)
+	if err != nil {
+		return false, err
+	}
+	for x, err := range items(ctx, c, fmt.Sprintf("list comments of pull request %d", number), func(ctx context.Context, o github.ListOptions) ([]*github.IssueComment, *github.Response, error) {
+		return gh.Issues.ListComments(ctx, repo.Owner, repo.Name, number, &github.IssueListCommentsOptions{Since: &since, ListOptions: o})
+	}) {
+		if err != nil {
+			return false, err
+		}
+		if me.is(x.GetUser()) && strings.HasSuffix(strings.TrimRight(strings.ReplaceAll(x.GetBody(), "\r\n", "\n"), "\n"), "\n"+marker) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // React adds a reaction to a comment.
 func (c *Client) React(ctx context.Context, repo chatops.Repository, comment int64, r chatops.Reaction) error {
 	gh, err := c.For(repo.Installation)
