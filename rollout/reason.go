@@ -80,6 +80,8 @@ const (
 	ReasonRetainExpired Reason = "retain_expired"
 	ReasonForeignEdit   Reason = "foreign_edit"
 	ReasonRequested     Reason = "requested"
+	ReasonMerged        Reason = "pull_request_merged"
+	ReasonClosed        Reason = "pull_request_closed"
 	ReasonSuperseded    Reason = "superseded"
 	ReasonNoChange      Reason = "no_change"
 	ReasonInterrupted   Reason = "interrupted"

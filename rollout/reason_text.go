@@ -78,6 +78,8 @@ func Reasons() []struct {
 		{ReasonRetainExpired, "The standby was kept for as long as retainFor says."},
 		{ReasonForeignEdit, "Shift fields were edited outside Sluice; advancing is held."},
 		{ReasonRequested, "A person or a workflow asked for it."},
+		{ReasonMerged, "The pull request was merged, and the server promotes on a merge."},
+		{ReasonClosed, "The pull request was closed without a merge: its treatment is taken out."},
 		{ReasonSuperseded, "A newer version of the same pull request took its place."},
 		{ReasonNoChange, "Everything was as asked already."},
 		{ReasonInterrupted, "The command was ended before it was done; the message says what it left."},

@@ -34,7 +34,7 @@ type Repository struct {
 
 func (r Repository) String() string { return r.Owner + "/" + r.Name }
 
-// Comment on an open pull request, as it was when it was created.
+// Comment on a pull request, as it was when it was created.
 type Comment struct {
 	ID          int64
 	Repository  Repository
@@ -44,6 +44,64 @@ type Comment struct {
 	AuthorID  int64
 	Body      string
 	CreatedAt time.Time
+	// Closed says that the pull request was closed then. If it was merged, some commands still work.
+	Closed bool
+
+	// A button instead of a comment, whose ID is 0: the commit and the endpoint that it belongs to.
+	head     string
+	endpoint rollout.Key
+}
+
+// Button that somebody pressed at a check run of Sluice.
+type Button struct {
+	// Delivery is the GUID of the delivery that told of it.
+	Delivery   string
+	Repository Repository
+	// PullRequest of the commit, 0 if GitHub did not say.
+	PullRequest int
+	// Sender is a login, SenderID the account behind it.
+	Sender   string
+	SenderID int64
+	// Action is the verb.
+	Action Verb
+	// Head is the check run's commit, Endpoint what it is about.
+	Head     string
+	Endpoint rollout.Key
+}
+
+// Closed pull request, merged or not.
+type Closed struct {
+	Repository  Repository
+	PullRequest int
+	// Head is the commit at the tip of its branch when it was closed.
+	Head   string
+	Merged bool
+	// By is the login of who closed it.
+	By string
+	At time.Time
+}
+
+// OnMerge says what the merge of a pull request does to its treatment.
+type OnMerge string
+
+// What a merge may do.
+const (
+	// MergePromotes the treatment that was made of the merged commit, as soon as enough of its replicas are ready.
+	MergePromotes OnMerge = "promote"
+	// MergeContinues leaves the treatment to its strategy, and says so.
+	MergeContinues OnMerge = "continue"
+	// MergeNothing ignores merges.
+	MergeNothing OnMerge = "nothing"
+)
+
+// ParseOnMerge reads one of the three.
+func ParseOnMerge(text string) (OnMerge, error) {
+	switch o := OnMerge(text); o {
+	case MergePromotes, MergeContinues, MergeNothing:
+		return o, nil
+	default:
+		return "", refuse(rollout.ReasonInvalid, "on-merge", "use promote, continue or nothing", "%q is nothing that a merge can do", text)
+	}
 }
 
 // Permission is a role in a repository, as GitHub names them. Custom roles have
@@ -72,6 +130,8 @@ type PullRequest struct {
 	HeadRepositoryID int64
 	// Head is the commit at the tip of its branch.
 	Head string
+	// Closed, and if so whether by a merge.
+	Closed, Merged bool
 }
 
 // Reaction to a comment, as GitHub names them.
@@ -94,6 +154,8 @@ type GitHub interface {
 	PullRequest(ctx context.Context, repo Repository, number int) (PullRequest, error)
 	// Reply adds a comment in Markdown to the pull request.
 	Reply(ctx context.Context, repo Repository, number int, body string) error
+	// Replied says whether a comment of ours on the pull request, written since then, ends with the marker.
+	Replied(ctx context.Context, repo Repository, number int, marker string, since time.Time) (bool, error)
 	// React to a comment; repeating it changes nothing.
 	React(ctx context.Context, repo Repository, comment int64, r Reaction) error
 }

@@ -16,16 +16,12 @@ import (
 
 // carryOut does one command and says how it ended. An error means that the
 // process ends before it came to an end.
-func (s *Service) carryOut(ctx context.Context, j job, t task, ask *authority) (outcome, error) {
+func (s *Service) carryOut(ctx context.Context, j *job, t task, ask *authority) (outcome, error) {
 	c := j.comment
 	limited, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
-	var all []*rollout.Endpoint
-	if err := retry(limited, func() (bool, error) {
-		var err error
-		all, err = s.list(limited)
-		return err != nil, err
-	}); err != nil {
+	all, err := s.listUntil(limited)
+	if err != nil {
 		return s.gaveUp(ctx, t, err)
 	}
 	if o, ok := alreadyDone(all, t.name); ok {
@@ -33,6 +29,13 @@ func (s *Service) carryOut(ctx context.Context, j job, t task, ask *authority) (
 	}
 	if len(boundTo(all, c.Repository.ID)) == 0 {
 		return refused(notBound(c.Repository.ID)), nil
+	}
+	if c.head != "" {
+		// The check run's external id names the endpoint, its commit the version, the version the pull request.
+		if j.comment.PullRequest = pullRequestOf(boundTo(all, c.Repository.ID), c); j.comment.PullRequest == 0 {
+			return refused(buttonStale(c)), nil
+		}
+		c = j.comment
 	}
 	if err := ask.check(ctx, s, c); err != nil {
 		if s.work.Err() != nil {
@@ -43,10 +46,35 @@ func (s *Service) carryOut(ctx context.Context, j job, t task, ask *authority) (
 	if t.line.Err != nil {
 		return refused(t.line.Err), nil
 	}
-	if t.line.Verb == Status {
+	switch t.line.Verb {
+	case Status:
 		return s.status(all, t.line, c, ask.pull), nil
+	case Plan:
+		return s.plan(all, t.line, c), nil
+	case Help:
+		return s.help(), nil
 	}
-	return s.apply(ctx, j, t)
+	return s.apply(ctx, *j, t)
+}
+
+// pullRequestOf the version that a button stands at; 0 without one.
+func pullRequestOf(bound []*rollout.Endpoint, c Comment) int {
+	for _, e := range bound {
+		for i := range e.Spec.Versions {
+			if v := &e.Spec.Versions[i]; e.Key() == c.endpoint && v.Source.RepositoryID == c.Repository.ID && v.Source.Commit == c.head {
+				return v.Source.PullRequest
+			}
+		}
+	}
+	return 0
+}
+
+// where a command came from, for the record.
+func (c Comment) where() string {
+	if c.head != "" {
+		return fmt.Sprintf("by a button at commit %.12s, pull request %d of repository %d", c.head, c.PullRequest, c.Repository.ID)
+	}
+	return fmt.Sprintf("in comment %d on pull request %d of repository %d", c.ID, c.PullRequest, c.Repository.ID)
 }
 
 func notBound(repository int64) *rollout.Error {
@@ -79,7 +107,7 @@ func (s *Service) apply(ctx context.Context, j job, t task) (outcome, error) {
 		}
 		stored, out, err := cluster.Edit(limited, s.o.Store, aim.endpoint.Key(), rollout.Request{
 			ID: t.name, Actor: actor(c), Reason: rollout.ReasonRequested, At: s.o.Now().UTC(),
-			Message: fmt.Sprintf("%s in comment %d on pull request %d of repository %d", t.text, c.ID, c.PullRequest, c.Repository.ID),
+			Message: t.text + " " + c.where(),
 		}, func(e *rollout.Endpoint) (rollout.Op, error) {
 			now, err := resolve(boundTo([]*rollout.Endpoint{e}, c.Repository.ID), t.line, c)
 			if err != nil {
@@ -100,8 +128,11 @@ func (s *Service) apply(ctx context.Context, j job, t task) (outcome, error) {
 		case err != nil:
 			o = refused(err, aim.endpoint)
 			for i, e := range o.errs {
+				told := *e
+				if told.Hint = inComment(e.Hint); told.Hint != e.Hint {
+					o.errs[i] = &told
+				}
 				if e.Reason == rollout.ReasonNotEnoughReady { // the way out is the command line's
-					told := *e
 					told.Hint = fmt.Sprintf("write it again when more replicas are ready, or use `sluice %s` on the command line with `--wait` or `--force`", t.line.Verb)
 					o.errs[i] = &told
 				}
@@ -124,7 +155,7 @@ func (s *Service) apply(ctx context.Context, j job, t task) (outcome, error) {
 
 // inComment says in a comment's words what a message says in the command line's.
 func inComment(message string) string {
-	return strings.ReplaceAll(message, "`sluice resume ENDPOINT`", "`/resume`")
+	return strings.NewReplacer("`sluice resume ENDPOINT`", "`/resume`", "`sluice unlock ENDPOINT`", "`/unlock`").Replace(message)
 }
 
 // overtaken is the newest change that a person made by other means than comments
@@ -133,7 +164,7 @@ func inComment(message string) string {
 func overtaken(e *rollout.Endpoint, since time.Time) *rollout.Change {
 	for i := len(e.Spec.Changes) - 1; i >= 0; i-- {
 		ch := &e.Spec.Changes[i]
-		if ch.At.After(since) && ch.Actor != rollout.Engine && !strings.HasPrefix(ch.ID, "c-") {
+		if ch.At.After(since) && ch.Actor != rollout.Engine && !fromGitHub(ch.ID) {
 			return ch
 		}
 	}
@@ -149,12 +180,26 @@ func (s *Service) gaveUp(ctx context.Context, t task, err error) (outcome, error
 	return refused(err), nil
 }
 
+// fromGitHub says whether the id of a change is a comment's, a button's or a merge's.
+func fromGitHub(id string) bool {
+	return strings.HasPrefix(id, "c-") || strings.HasPrefix(id, "d-") || strings.HasPrefix(id, "m-")
+}
+
 func (s *Service) list(ctx context.Context) ([]*rollout.Endpoint, error) {
 	all, err := s.o.Store.List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list endpoints: %w", err)
 	}
 	return all, nil
+}
+
+// listUntil lists the endpoints, again and again until ctx ends.
+func (s *Service) listUntil(ctx context.Context) (all []*rollout.Endpoint, err error) {
+	err = retry(ctx, func() (bool, error) {
+		all, err = s.list(ctx)
+		return err != nil, err
+	})
+	return all, err
 }
 
 // alreadyDone finds the command in an endpoint's record.
@@ -259,6 +304,9 @@ func (s *Service) authorise(ctx context.Context, c Comment) (PullRequest, error)
 	case pull.HeadRepositoryID != c.Repository.ID:
 		return pull, refuse(rollout.ReasonNotBound, "pullRequest", "push the branch to the repository itself; `sluice` on the command line works all the same",
 			"the branch of pull request %d lives in another repository, and commands work on a repository's own branches only", c.PullRequest)
+	}
+	if c.Closed && !pull.Merged {
+		return pull, refuse(rollout.ReasonDenied, "pullRequest", "reopen it, or use `sluice` on the command line", "pull request %d was closed without a merge, and commands work on open and merged ones", c.PullRequest)
 	}
 	return pull, nil
 }

@@ -47,6 +47,8 @@ type letter struct {
 	made     time.Time
 	due      time.Time
 	wait     time.Duration
+	// doubt says that the reply may be there already.
+	doubt bool
 }
 
 func newOutbox(g GitHub, log *slog.Logger) *outbox {
@@ -54,6 +56,11 @@ func newOutbox(g GitHub, log *slog.Logger) *outbox {
 }
 
 func (o *outbox) reply(c Comment, body string) { o.put(letter{comment: c, body: body}) }
+
+// replyOnce is reply for what an earlier run may have answered.
+func (o *outbox) replyOnce(c Comment, body string) {
+	o.put(letter{comment: c, body: body, doubt: true})
+}
 
 func (o *outbox) react(c Comment, r Reaction) { o.put(letter{comment: c, reaction: r}) }
 
@@ -137,9 +144,19 @@ func (o *outbox) send(ctx context.Context, l letter) {
 	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 	defer cancel()
 	var err error
-	if l.body != "" {
+	if l.body != "" && l.doubt {
+		var there bool
+		// The clocks of both sides may differ.
+		if there, err = o.github.Replied(ctx, l.comment.Repository, l.comment.PullRequest, markerOf(l.body), l.comment.CreatedAt.Add(-5*time.Minute)); there {
+			return
+		}
+	}
+	switch {
+	case err != nil:
+	case l.body != "":
+		l.doubt = true // an answer that is lost may have been carried out
 		err = o.github.Reply(ctx, l.comment.Repository, l.comment.PullRequest, l.body)
-	} else {
+	default:
 		err = o.github.React(ctx, l.comment.Repository, l.comment.ID, l.reaction)
 	}
 	if err == nil {

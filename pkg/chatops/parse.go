@@ -1,11 +1,14 @@
 package chatops
 
 import (
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/markdown"
+	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -20,7 +23,29 @@ const (
 	Hold     Verb = "hold"
 	Resume   Verb = "resume"
 	Status   Verb = "status"
+	Plan     Verb = "plan"
+	Lock     Verb = "lock"
+	Unlock   Verb = "unlock"
+	Help     Verb = "help"
 )
+
+// prefix may stand before each command, so that nobody else's is meant: /sluice promote.
+const prefix = "sluice"
+
+// whole says whether the verb concerns the whole endpoint rather than a version.
+func (v Verb) whole() bool { return v == Hold || v == Resume || v == Lock || v == Unlock }
+
+// shows says whether the verb changes nothing.
+func (v Verb) shows() bool { return v == Status || v == Plan || v == Help }
+
+// reasoned says whether free text follows the verb.
+func (v Verb) reasoned() bool { return v == Hold || v == Lock }
+
+// button says whether a check run may have a button for the verb.
+func (v Verb) button() bool { return v == Promote || v == Rollback || v == Hold || v == Resume }
+
+// afterMerge says whether the verb works on a merged pull request too.
+func (v Verb) afterMerge() bool { return v == Rollback || v == Hold || v.shows() }
 
 // Limits of what one comment may ask.
 const (
@@ -30,19 +55,44 @@ const (
 	maxBody = 4 * 65536
 	// maxLine in bytes, its white space made single.
 	maxLine = 256
-	// maxReason of a hold, in runes.
+	// maxReason of a hold or a lock, in runes.
 	maxReason = 200
 )
 
-// usage of each verb, for people.
-var usage = map[Verb]string{
-	Promote:  "/promote [ENDPOINT] [VERSION]",
-	Rollback: "/rollback [ENDPOINT] [VERSION]",
-	Traffic:  "/traffic PERCENT [ENDPOINT] [VERSION]",
-	Hold:     "/hold [REASON]",
-	Resume:   "/resume [ENDPOINT]",
-	Status:   "/status [ENDPOINT]",
+// commands are all verbs with their usage and what they do, for people.
+var commands = []struct {
+	verb        Verb
+	usage, does string
+}{
+	{Promote, "/promote [ENDPOINT] [VERSION]", "makes the pull request's treatment the control, with all traffic"},
+	{Rollback, "/rollback [ENDPOINT] [VERSION]", "takes it out of traffic, or goes back from it as the control to the standby; also on a merged pull request"},
+	{Traffic, "/traffic PERCENT [ENDPOINT] [VERSION]", "gives it that share, such as `/traffic 20`, and holds its rollout"},
+	{Hold, "/hold [REASON]", "stops advancing and promoting; the automatic rollback stays on; also on a merged pull request"},
+	{Resume, "/resume [ENDPOINT]", "ends a hold"},
+	{Lock, "/lock [REASON]", "refuses everything but rollback, hold and unlock"},
+	{Unlock, "/unlock [ENDPOINT]", "ends a lock"},
+	{Plan, "/plan [ENDPOINT]", "says what each command would do now, and does nothing"},
+	{Status, "/status [ENDPOINT]", "says how it stands"},
+	{Help, "/help", "lists these"},
 }
+
+// usage of each verb.
+var usage = func() map[Verb]string {
+	out := map[Verb]string{}
+	for _, c := range commands {
+		out[c.verb] = c.usage
+	}
+	return out
+}()
+
+// verbs by their names.
+var verbs = func() map[string]bool {
+	out := map[string]bool{}
+	for _, c := range commands {
+		out[string(c.verb)] = true
+	}
+	return out
+}()
 
 // Line is one command in a comment.
 type Line struct {
@@ -55,8 +105,10 @@ type Line struct {
 	Percent rollout.Percent
 	// Names are endpoint, version or both, in that order.
 	Names []string
-	// Reason of /hold, free text.
+	// Reason of /hold and /lock, free text.
 	Reason string
+	// Prefixed says that /sluice stands before it.
+	Prefixed bool
 	// Err says why the command is refused; then only Number, Text and Verb are set.
 	Err *rollout.Error
 }
@@ -71,19 +123,26 @@ var command = regexp.MustCompile(`^ {0,3}/([A-Za-z]+)(?:[\s\p{Z}].*)?$`)
 //	/traffic PERCENT [ENDPOINT] [VERSION]
 //	/hold [REASON]
 //	/resume [ENDPOINT]
+//	/lock [REASON]
+//	/unlock [ENDPOINT]
+//	/plan [ENDPOINT]
 //	/status [ENDPOINT]
+//	/help
 //
-// in any case, outside code, quotes and HTML comments. Lines that begin with
+// each also with /sluice before it, as in /sluice promote, in any case, outside code, quotes and HTML comments. Lines that begin with
 // another word belong to someone else and are passed over; a known verb with
-// arguments that it does not take comes back with Err set.
-func Parse(body string) []Line {
+// arguments that it does not take, or an unknown one after /sluice, comes back with Err set.
+func Parse(body string) []Line { return parse(body, true) }
+
+// parse passes commands without /sluice before them over unless bare is set.
+func parse(body string, bare bool) []Line {
 	if len(body) > maxBody || !strings.Contains(body, "/") {
 		return nil
 	}
 	var out []Line
 	for n, text := range plainLines(body) {
 		l, ok := ParseLine(text)
-		if !ok {
+		if !ok || !bare && !l.Prefixed {
 			continue
 		}
 		l.Number = n
@@ -104,23 +163,37 @@ func ParseLine(text string) (Line, bool) {
 		return Line{}, false
 	}
 	l := Line{Verb: Verb(strings.ToLower(m[1]))}
-	use, known := usage[l.Verb]
-	if !known {
-		return Line{}, false
-	}
 	words := strings.Fields(strings.ToValidUTF8(text, "\uFFFD"))
-	args := words[1:]
+	name, args := words[0], words[1:]
 	fail := func(reason rollout.Reason, field, hint, format string, a ...any) (Line, bool) {
-		return Line{Text: l.Text, Verb: l.Verb, Err: refuse(reason, field, hint, format, a...)}, true
+		return Line{Text: l.Text, Verb: l.Verb, Prefixed: l.Prefixed, Err: refuse(reason, field, hint, format, a...)}, true
 	}
 	l.Text = strings.Join(words, " ")
-	if l.Verb == Hold {
-		l.Reason = cut(strings.Join(args, " "), maxReason)
-		l.Text = strings.TrimSpace(words[0] + " " + l.Reason)
+	if l.Verb == prefix {
+		l.Prefixed, l.Verb = true, Help
+		if len(args) > 0 {
+			l.Verb = Verb(strings.ToLower(strings.TrimPrefix(args[0], "/")))
+			name, args = name+" "+args[0], args[1:]
+		}
+	}
+	use, known := usage[l.Verb]
+	switch {
+	case !known && !l.Prefixed:
+		return Line{}, false
+	case !known:
+		l.Text = markdown.Cut(l.Text, 80)
+		hint := "`/sluice help` lists the commands"
+		if near := project.Nearest(markdown.Cut(string(l.Verb), 20), slices.Sorted(maps.Keys(verbs))); near != "" {
+			hint = "did you mean `/sluice " + near + "`? " + hint
+		}
+		return fail(rollout.ReasonInvalid, "comment", hint, "there is no command called %q", markdown.Cut(string(l.Verb), 40))
+	case l.Verb.reasoned():
+		l.Reason = markdown.Cut(strings.Join(args, " "), maxReason)
+		l.Text = strings.TrimSpace(name + " " + l.Reason)
 		return l, true
 	}
 	if len(l.Text) > maxLine {
-		l.Text = "… " + cut(l.Text, 40)
+		l.Text = "… " + markdown.Cut(l.Text, 40)
 		return fail(rollout.ReasonInvalid, "comment", "write `"+use+"`", "the line is longer than any command")
 	}
 
@@ -132,12 +205,13 @@ func ParseLine(text string) (Line, bool) {
 		}
 		p, err := rollout.ValidatePercent("percent", args[0])
 		if err != nil {
-			e := rollout.AsErrors(err)[0]
-			return Line{Text: l.Text, Verb: l.Verb, Err: e}, true
+			return Line{Text: l.Text, Verb: l.Verb, Prefixed: l.Prefixed, Err: rollout.AsErrors(err)[0]}, true
 		}
 		l.Percent, args = p, args[1:]
-	case Resume, Status:
+	case Resume, Unlock, Status, Plan:
 		atMost = 1
+	case Help:
+		atMost = 0
 	}
 	if len(args) > atMost {
 		return fail(rollout.ReasonInvalid, "comment", "write `"+use+"`", "/%s takes no more than that, but %q follows", l.Verb, strings.Join(args[atMost:], " "))
@@ -156,16 +230,4 @@ func ParseLine(text string) (Line, bool) {
 		l.Names = slices.Clone(args)
 	}
 	return l, true
-}
-
-// cut shortens text to at most n runes.
-func cut(text string, n int) string {
-	count := 0
-	for i := range text {
-		if count == n {
-			return strings.TrimSpace(text[:i]) + "…"
-		}
-		count++
-	}
-	return text
 }

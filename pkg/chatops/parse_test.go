@@ -48,7 +48,10 @@ func TestParse(t *testing.T) {
 		{"line endings and space at the ends", "  /promote  \r\n/status\t\r/hold", []string{"1 promote", "2 status", "3 hold"}},
 		{"no-break space", "/traffic\u00a020", []string{"1 traffic 20"}},
 		{"not at the beginning", "please /promote\n./promote\n- /promote\n**/promote**\n`/promote`", []string{}},
-		{"other words and paths", "/deploy\n/promoted\n/usr/bin\n/promote-now\n/ promote\n//promote\n/\n/sluice promote", []string{}},
+		{"other words and paths", "/deploy\n/promoted\n/usr/bin\n/promote-now\n/ promote\n//promote\n/\n/sluicepromote", []string{}},
+		{"with the prefix", "/sluice promote fraud\n/Sluice TRAFFIC 20\n/sluice\n/sluice /rollback\n/sluice hold a b", []string{"1 promote fraud", "2 traffic 20", "3 help", "4 rollback", "5 hold a b"}},
+		{"the other verbs", "/plan fraud\n/lock an audit\n/unlock\n/help", []string{"1 plan fraud", "2 lock an audit", "3 unlock", "4 help"}},
+		{"mistyped", "/promot\n/sluice promot\n/sluice deploy", []string{"2 refused invalid", "3 refused invalid"}},
 		{"quotes", "> /promote\n\n>/promote\n\n   > /promote\n\n/status", []string{"7 status"}},
 		{"a quote's lazy continuation", "> He said\n/promote\n\n/status", []string{"4 status"}},
 		{"after a quote's blank line", "> He said\n>\n/promote", []string{"3 promote"}},
@@ -76,7 +79,7 @@ func TestParse(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			want := slices.Clone(tc.want)
 			for i, w := range want {
-				if strings.HasPrefix(w, "refused") {
+				if strings.HasPrefix(w, "refused") { // each on a line of its own
 					want[i] = fmt.Sprintf("%d %s", i+1, w)
 				}
 			}
@@ -173,4 +176,25 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("in code: %v", got)
 		}
 	})
+}
+
+func TestSuggestions(t *testing.T) {
+	for text, want := range map[string]string{
+		"/sluice promot": "promote", "/sluice rolback": "rollback", "/sluice trafffic 20": "traffic", "/sluice satus": "status", "/sluice unlcok": "unlock",
+		"/sluice deploy": "", "/sluice x": "", "/sluice " + strings.Repeat("promote", 30): "",
+	} {
+		l, ok := ParseLine(text)
+		if !ok || l.Err == nil || !l.Prefixed {
+			t.Fatalf("%s: %+v, %v", text, l, ok)
+		}
+		if got := strings.Contains(l.Err.Hint, "did you mean"); got != (want != "") || want != "" && !strings.Contains(l.Err.Hint, "`/sluice "+want+"`") {
+			t.Errorf("%s: %s", text, l.Err.Hint)
+		}
+		if back, ok := ParseLine(l.Text); !ok || back.Err == nil {
+			t.Errorf("%q is a command when it is read back", l.Text)
+		}
+	}
+	if got := parse("/promote\n/sluice status\n/lgtm", false); len(got) != 1 || got[0].Verb != Status {
+		t.Errorf("with the prefix only: %+v", got)
+	}
 }

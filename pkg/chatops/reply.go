@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/markdown"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -26,6 +27,8 @@ type outcome struct {
 	// endpoints as they are now, for the tables; version is the one acted on.
 	endpoints []*rollout.Endpoint
 	version   string
+	// block is Markdown that comes before the tables.
+	block string
 }
 
 func done(reason rollout.Reason, message string, endpoints ...*rollout.Endpoint) outcome {
@@ -51,56 +54,53 @@ func (o outcome) result() string {
 	for _, e := range o.errs {
 		all = append(all, e.Error())
 	}
-	return cut(strings.Join(all, "; "), maxProse)
+	return markdown.Cut(strings.Join(all, "; "), markdown.MaxProse)
 }
 
 // marker is the invisible last line of a reply, by which it can be found again.
 func marker(name string) string { return "<!-- sluice:" + name + " -->" }
 
+// markerOf a reply.
+func markerOf(body string) string {
+	return strings.TrimSpace(body[max(strings.LastIndex(body, "<!-- sluice:"), 0):])
+}
+
 // render is the reply to a command in Markdown. No line of it begins with a
 // slash, so that it is never itself a command.
 func render(name, text string, c Comment, o outcome) string {
 	var b strings.Builder
-	b.WriteString(code(cut(text, maxLine)))
+	b.WriteString(markdown.Code(markdown.Cut(text, maxLine)))
 	switch {
 	case o.state == cluster.EntryRefused && len(o.errs) == 1:
-		fmt.Fprintf(&b, " **refused** (%s): %s.", code(string(o.reason)), prose(strings.TrimSuffix(o.errs[0].Message, ".")))
+		fmt.Fprintf(&b, " **refused** (%s): %s.", markdown.Code(string(o.reason)), markdown.Prose(strings.TrimSuffix(o.errs[0].Message, ".")))
 		if h := o.errs[0].Hint; h != "" {
-			fmt.Fprintf(&b, "\n\n**Way out:** %s.", prose(strings.TrimSuffix(h, ".")))
+			fmt.Fprintf(&b, "\n\n**Way out:** %s.", markdown.Prose(strings.TrimSuffix(h, ".")))
 		}
 	case o.state == cluster.EntryRefused:
 		b.WriteString(" **refused**:\n")
 		for _, e := range o.errs {
-			fmt.Fprintf(&b, "\n* %s: %s.", code(string(e.Reason)), prose(strings.TrimSuffix(e.Message, ".")))
+			fmt.Fprintf(&b, "\n* %s: %s.", markdown.Code(string(e.Reason)), markdown.Prose(strings.TrimSuffix(e.Message, ".")))
 			if e.Hint != "" {
-				fmt.Fprintf(&b, " **Way out:** %s.", prose(strings.TrimSuffix(e.Hint, ".")))
+				fmt.Fprintf(&b, " **Way out:** %s.", markdown.Prose(strings.TrimSuffix(e.Hint, ".")))
 			}
 		}
 	case o.reason == rollout.ReasonNoChange:
-		fmt.Fprintf(&b, " **changed nothing** (%s): %s.", code(string(o.reason)), prose(o.message))
+		fmt.Fprintf(&b, " **changed nothing** (%s): %s.", markdown.Code(string(o.reason)), markdown.Prose(o.message))
 	default:
-		fmt.Fprintf(&b, " **done** (%s): %s.", code(string(o.reason)), prose(o.message))
+		fmt.Fprintf(&b, " **done** (%s): %s.", markdown.Code(string(o.reason)), markdown.Prose(o.message))
 	}
 	b.WriteString("\n")
+	if o.block != "" {
+		b.WriteString("\n" + o.block)
+	}
 	for i, e := range o.endpoints {
 		if i == maxShown {
-			fmt.Fprintf(&b, "\n… and %d more: name one, such as %s.\n", len(o.endpoints)-i, code("/status "+e.Key().String()))
+			fmt.Fprintf(&b, "\n… and %d more: name one, such as %s.\n", len(o.endpoints)-i, markdown.Code("/status "+e.Key().String()))
 			break
 		}
 		b.WriteString("\n" + endpointTable(e, c))
 	}
-	return bound(b.String(), maxReply) + "\n" + marker(name) + "\n"
-}
-
-// bound cuts text at the end of a line.
-func bound(text string, n int) string {
-	if len(text) <= n {
-		return text
-	}
-	if i := strings.LastIndexByte(text[:n], '\n'); i >= 0 {
-		n = i
-	}
-	return text[:n] + "\n\n… cut here: it was too long.\n"
+	return markdown.Bound(b.String(), maxReply) + "\n" + marker(name) + "\n"
 }
 
 // endpointTable shows who gets what at an endpoint, and what stands in the way of its strategy.
@@ -128,16 +128,16 @@ func endpointTable(e *rollout.Endpoint, c Comment) string {
 			ready += ", " + string(st.State)
 		}
 		if st.Reason != "" {
-			ready += " (" + code(string(st.Reason)) + ")"
+			ready += " (" + markdown.Code(string(st.Reason)) + ")"
 		}
-		rows = append(rows, []string{code(v.Name), strings.Join(role, ", "), v.TrafficPercentile.String() + " %", shares[v.Name].String() + " %", ready})
+		rows = append(rows, []string{markdown.Code(v.Name), strings.Join(role, ", "), v.TrafficPercentile.String() + " %", shares[v.Name].String() + " %", ready})
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "**Endpoint** %s\n\n", code(e.Key().String()))
-	b.WriteString(table([]string{"version", "role", "claims", "gets", "replicas ready"}, map[int]bool{2: true, 3: true}, rows))
+	fmt.Fprintf(&b, "**Endpoint** %s\n\n", markdown.Code(e.Key().String()))
+	b.WriteString(markdown.Table([]string{"version", "role", "claims", "gets", "replicas ready"}, map[int]bool{2: true, 3: true}, rows))
 	note := func(what, text string) {
 		if text != "" {
-			fmt.Fprintf(&b, "\n%s %s.\n", what, prose(strings.TrimSuffix(text, ".")))
+			fmt.Fprintf(&b, "\n%s %s.\n", what, markdown.Prose(strings.TrimSuffix(text, ".")))
 		}
 	}
 	if l := e.Spec.Lock; l != nil {
@@ -147,7 +147,7 @@ func endpointTable(e *rollout.Endpoint, c Comment) string {
 		note("**Held** by", h.Actor+because(h.Reason))
 	}
 	if r := e.Status.Rollout; r != nil && r.Treatment != "" && e.Spec.Version(r.Treatment) != nil && r.Reason != "" {
-		what := "**Strategy** on " + code(r.Treatment) + ": " + code(string(r.Reason))
+		what := "**Strategy** on " + markdown.Code(r.Treatment) + ": " + markdown.Code(string(r.Reason))
 		if r.Message == "" {
 			fmt.Fprintf(&b, "\n%s.\n", what)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,6 +30,12 @@ type Options struct {
 	Journal Journal
 	GitHub  GitHub
 	Logger  *slog.Logger
+	// PrefixOnly leaves commands without /sluice before them to other bots.
+	PrefixOnly bool
+	// OnMerge is MergeNothing unless set.
+	OnMerge OnMerge
+	// Patience is how long a merge waits for replicas that can carry all traffic; 15 min unless set.
+	Patience time.Duration
 	// Now is time.Now unless set.
 	Now func() time.Time
 	// Queue bounds the comments that are accepted and not carried out yet; 4096 unless set.
@@ -46,6 +53,8 @@ const (
 	authoriseTimeout = 15 * time.Second
 	applyTimeout     = 30 * time.Second
 	finishTimeout    = 10 * time.Second
+	// answerWithin bounds how long after a command a missing reply is made up for.
+	answerWithin = time.Hour
 )
 
 // Service carries out commands. Accept records them; Run does them.
@@ -84,6 +93,12 @@ func New(o Options) *Service {
 	}
 	if o.Grace == 0 {
 		o.Grace = 10 * time.Second
+	}
+	if o.OnMerge == "" {
+		o.OnMerge = MergeNothing
+	}
+	if o.Patience == 0 {
+		o.Patience = 15 * time.Minute
 	}
 	s := &Service{
 		o: o, log: o.Logger, out: newOutbox(o.GitHub, o.Logger),
@@ -125,13 +140,19 @@ type Receipt struct {
 // EntryName is the journal's name of a line of a comment.
 func EntryName(comment int64, line int) string { return fmt.Sprintf("c-%d-%d", comment, line) }
 
+// ButtonName is the journal's name of a button, by the delivery that told of it.
+func ButtonName(delivery string) string { return "d-" + strings.ToLower(delivery) }
+
 // Accept records the commands of a comment. When it returns without an error
 // they are durable and will be carried out, by this process or the next. ErrBusy
 // means that nothing was recorded; another error that the journal failed, and
 // that the sender should deliver the comment again: what was recorded is done
 // once all the same.
 func (s *Service) Accept(ctx context.Context, c Comment) (Receipt, error) {
-	lines := Parse(c.Body)
+	lines := parse(c.Body, !s.o.PrefixOnly)
+	if c.Closed {
+		lines = slices.DeleteFunc(lines, func(l Line) bool { return !l.Verb.afterMerge() })
+	}
 	if len(lines) == 0 {
 		return Receipt{}, nil
 	}
@@ -139,25 +160,54 @@ func (s *Service) Accept(ctx context.Context, c Comment) (Receipt, error) {
 		s.log.WarnContext(ctx, "command refused", "comment", c.ID, "repository", c.Repository.ID, "reason", rollout.ReasonTooOld, "created", c.CreatedAt)
 		return Receipt{Refused: rollout.ReasonTooOld}, nil
 	}
+	var tasks []task
+	for _, l := range lines {
+		tasks = append(tasks, task{name: EntryName(c.ID, l.Number), text: l.Text, line: l, at: s.o.Now().UTC()})
+	}
+	return s.record(ctx, c, tasks)
+}
+
+// AcceptButton records the command of a button as Accept does that of a comment.
+func (s *Service) AcceptButton(ctx context.Context, b Button) (Receipt, error) {
+	if !b.Action.button() {
+		return Receipt{}, nil
+	}
+	l, _ := ParseLine("/" + string(b.Action))
+	c := Comment{
+		Repository: b.Repository, PullRequest: b.PullRequest, Author: b.Sender, AuthorID: b.SenderID, CreatedAt: s.o.Now().UTC(),
+		head: b.Head, endpoint: b.Endpoint,
+	}
+	return s.record(ctx, c, []task{{name: ButtonName(b.Delivery), text: l.Text, line: l, at: s.o.Now().UTC()}})
+}
+
+// ready waits until what an earlier run left is queued, and takes a slot.
+func (s *Service) ready(ctx context.Context) error {
 	select {
 	case <-s.recovered:
 	case <-ctx.Done():
-		return Receipt{}, fmt.Errorf("wait for the journal: %w", ctx.Err())
+		return fmt.Errorf("wait for the journal: %w", ctx.Err())
 	}
 	if s.ended() {
-		return Receipt{}, ErrBusy
+		return ErrBusy
 	}
 	select {
 	case s.slots <- struct{}{}:
+		return nil
 	default:
-		return Receipt{}, ErrBusy
+		return ErrBusy
+	}
+}
+
+// record claims the tasks' entries, and queues those that are new or pending.
+func (s *Service) record(ctx context.Context, c Comment, tasks []task) (Receipt, error) {
+	if err := s.ready(ctx); err != nil {
+		return Receipt{}, err
 	}
 	var receipt Receipt
 	var failed error
 	j := job{comment: c, slot: true}
 	j.comment.Body = "" // its commands are all that is kept
-	for _, l := range lines {
-		t := task{name: EntryName(c.ID, l.Number), text: l.Text, line: l, at: s.o.Now().UTC()}
+	for _, t := range tasks {
 		if !s.take(t.name) {
 			receipt.Duplicates++
 			continue
@@ -228,7 +278,7 @@ func (s *Service) enqueue(j job) bool {
 	if s.closed {
 		return false
 	}
-	if !j.recovered {
+	if !j.recovered && j.comment.ID != 0 {
 		s.out.react(j.comment, ReactionSeen)
 	}
 	for _, t := range j.tasks {
@@ -305,7 +355,22 @@ func (s *Service) pending(ctx context.Context) ([]job, error) {
 	var out []job
 	at := map[int64]int{}
 	for _, e := range entries {
-		if e.State != cluster.EntryPending || !strings.HasPrefix(e.Name, "c-") {
+		if e.State != cluster.EntryPending {
+			s.answerAgain(e)
+			continue
+		}
+		if strings.HasPrefix(e.Name, "m-") {
+			c, err := closedOf(e)
+			if err != nil {
+				s.log.ErrorContext(ctx, "pending entry cannot be read", "name", e.Name, "error", err)
+				s.finish(ctx, e.Name, refused(refuse(rollout.ReasonInvalid, "journal", "use the command line", "its record cannot be read")))
+			} else if s.take(e.Name) {
+				s.enqueueClosed(e.Name, c, e.At, false)
+			}
+			continue
+		}
+		button := strings.HasPrefix(e.Name, "d-")
+		if !button && !strings.HasPrefix(e.Name, "c-") {
 			continue
 		}
 		t, c, err := commandOf(e)
@@ -315,7 +380,7 @@ func (s *Service) pending(ctx context.Context) ([]job, error) {
 			continue
 		}
 		i, known := at[c.ID]
-		if !known {
+		if !known || button {
 			i = len(out)
 			at[c.ID] = i
 			out = append(out, job{comment: c, recovered: true})
@@ -324,6 +389,23 @@ func (s *Service) pending(ctx context.Context) ([]job, error) {
 		s.log.InfoContext(ctx, "pending command taken up", "name", e.Name, "recorded", e.At)
 	}
 	return out, nil
+}
+
+// answerAgain replies to a command that an earlier run finished a short while ago, unless that run did:
+// it may have ended in between.
+func (s *Service) answerAgain(e cluster.Entry) {
+	if !strings.HasPrefix(e.Name, "c-") || s.o.Now().Sub(e.At) > answerWithin {
+		return
+	}
+	_, c, err := commandOf(e)
+	if err != nil {
+		return
+	}
+	o := outcome{state: e.State, reason: e.Reason, message: e.Result}
+	if e.State == cluster.EntryRefused {
+		o.errs = []*rollout.Error{{Reason: e.Reason, Message: e.Result}}
+	}
+	s.out.replyOnce(c, render(e.Name, e.Command, c, o))
 }
 
 // do carries out a comment's commands one after the other.
@@ -341,8 +423,8 @@ func (s *Service) do(j job) {
 }
 
 func (s *Service) command(ctx context.Context, j job, t task, ask *authority) {
+	o, err := s.carryOut(ctx, &j, t, ask)
 	c := j.comment
-	o, err := s.carryOut(ctx, j, t, ask)
 	if err != nil { // this process ends, and the next one looks again
 		s.log.WarnContext(ctx, "command left to the next start", "name", t.name, "error", err)
 		return
@@ -355,11 +437,28 @@ func (s *Service) command(ctx context.Context, j job, t task, ask *authority) {
 	}
 	s.log.InfoContext(ctx, "command", attrs...)
 
-	s.out.reply(c, render(t.name, t.text, c, o))
+	if c.head != "" { // of a button, the check run and the comment tell what it did
+		if o.state == cluster.EntryRefused {
+			s.replyTo(c, render(t.name, t.text, c, o))
+		}
+		return
+	}
+	if body := render(t.name, t.text, c, o); j.recovered {
+		s.out.replyOnce(c, body)
+	} else {
+		s.out.reply(c, body)
+	}
 	if o.state == cluster.EntryRefused {
 		s.out.react(c, ReactionRefused)
 	} else {
 		s.out.react(c, ReactionDone)
+	}
+}
+
+// replyTo a pull request, if it is known which.
+func (s *Service) replyTo(c Comment, body string) {
+	if c.PullRequest > 0 {
+		s.out.reply(c, body)
 	}
 }
 
@@ -391,11 +490,13 @@ const (
 	originRepository   = "repository"
 	originPullRequest  = "pullRequest"
 	originInstallation = "installation"
+	originClosed       = "closed"
+	originHead         = "head"
 )
 
 func entryOf(t task, c Comment) cluster.Entry {
-	return cluster.Entry{
-		Name: t.name, Command: t.text, Actor: actor(c), At: t.at, State: cluster.EntryPending,
+	e := cluster.Entry{
+		Name: t.name, Endpoint: c.endpoint, Command: t.text, Actor: actor(c), At: t.at, State: cluster.EntryPending,
 		Origin: map[string]string{
 			originComment:      strconv.FormatInt(c.ID, 10),
 			originCreated:      c.CreatedAt.UTC().Format(time.RFC3339Nano),
@@ -407,18 +508,30 @@ func entryOf(t task, c Comment) cluster.Entry {
 			originInstallation: strconv.FormatInt(c.Repository.Installation, 10),
 		},
 	}
+	if c.Closed {
+		e.Origin[originClosed] = "true"
+	}
+	if c.head != "" {
+		e.Origin[originHead] = c.head
+	}
+	return e
+}
+
+// originNumber reads a number of an entry's origin; what is none goes into errs.
+func originNumber(e cluster.Entry, errs *[]error) func(key string) int64 {
+	return func(key string) int64 {
+		n, err := strconv.ParseInt(e.Origin[key], 10, 64)
+		if err != nil {
+			*errs = append(*errs, fmt.Errorf("origin %s %q is no number", key, e.Origin[key]))
+		}
+		return n
+	}
 }
 
 // commandOf reads back what entryOf wrote.
 func commandOf(e cluster.Entry) (task, Comment, error) {
 	var errs []error
-	number := func(key string) int64 {
-		n, err := strconv.ParseInt(e.Origin[key], 10, 64)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("origin %s %q is no number", key, e.Origin[key]))
-		}
-		return n
-	}
+	number := originNumber(e, &errs)
 	created, err := time.Parse(time.RFC3339Nano, e.Origin[originCreated])
 	if err != nil {
 		errs = append(errs, fmt.Errorf("origin %s %q is no time", originCreated, e.Origin[originCreated]))
@@ -429,11 +542,12 @@ func commandOf(e cluster.Entry) (task, Comment, error) {
 	}
 	c := Comment{
 		ID: number(originComment), PullRequest: int(number(originPullRequest)), Author: author, AuthorID: number(originAuthorID), CreatedAt: created,
+		Closed: e.Origin[originClosed] != "", head: e.Origin[originHead], endpoint: e.Endpoint,
 		Repository: Repository{ID: number(originRepositoryID), Owner: e.Origin[originOwner], Name: e.Origin[originRepository], Installation: number(originInstallation)},
 	}
 	l, ok := ParseLine(e.Command)
 	if !ok {
-		l = Line{Text: e.Command, Err: refuse(rollout.ReasonInvalid, "comment", "write it again, as one of /promote, /rollback, /traffic, /hold, /resume and /status",
+		l = Line{Text: e.Command, Err: refuse(rollout.ReasonInvalid, "comment", "write it again, as one of those that `/help` lists",
 			"it is no command that can be carried out")}
 	}
 	return task{name: e.Name, text: e.Command, line: l, at: e.At}, c, errors.Join(errs...)

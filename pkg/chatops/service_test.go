@@ -704,12 +704,12 @@ func TestUnreadableEntry(t *testing.T) {
 		if _, _, err := w.journal.Claim(t.Context(), cluster.Entry{Name: "c-1-1", Command: "/promote", Actor: "mallory", At: time.Now()}); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := w.journal.Claim(t.Context(), cluster.Entry{Name: "d-other", Command: "button", At: time.Now()}); err != nil {
+		if _, _, err := w.journal.Claim(t.Context(), cluster.Entry{Name: "x-other", Command: "button", At: time.Now()}); err != nil {
 			t.Fatal(err)
 		}
 	})
 	wantEnd(t, w.finished("c-1-1"), cluster.EntryRefused, rollout.ReasonInvalid)
-	if e := w.entry("d-other"); e.State != cluster.EntryPending {
+	if e := w.entry("x-other"); e.State != cluster.EntryPending {
 		t.Errorf("another intake's entry was touched: %+v", e)
 	}
 	w.wantShares(untouched)

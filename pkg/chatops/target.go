@@ -24,12 +24,17 @@ func resolve(bound []*rollout.Endpoint, l Line, c Comment) (target, error) {
 	if len(bound) == 0 {
 		return target{}, notBound(c.Repository.ID)
 	}
+	if c.head != "" {
+		if bound = slices.DeleteFunc(slices.Clone(bound), func(e *rollout.Endpoint) bool { return e.Key() != c.endpoint }); len(bound) == 0 {
+			return target{}, buttonStale(c)
+		}
+	}
 	candidates, names, err := choose(bound, l, c)
 	if err != nil {
 		return target{}, err
 	}
 	t := target{reason: l.Reason}
-	if l.Verb == Hold && len(candidates) > 1 {
+	if l.Verb.reasoned() && len(candidates) > 1 {
 		word, rest, _ := strings.Cut(l.Reason, " ")
 		if named := called(candidates, word); len(named) > 0 {
 			candidates, t.reason = named, rest
@@ -46,10 +51,17 @@ func resolve(bound []*rollout.Endpoint, l Line, c Comment) (target, error) {
 			"pull request %d has versions at several endpoints: %s", c.PullRequest, keys(candidates))
 	}
 
-	if l.Verb == Hold || l.Verb == Resume {
-		return t, nil // they concern the whole endpoint
-	}
 	own := ownVersions(t.endpoint, c)
+	if c.head != "" {
+		// A button stands at a commit, and means the version that was made of it.
+		own = slices.DeleteFunc(own, func(v *rollout.Version) bool { return v.Source.Commit != c.head })
+		if len(own) != 1 {
+			return target{}, buttonStale(c)
+		}
+	}
+	if l.Verb.whole() {
+		return t, nil
+	}
 	if len(names) > 0 {
 		all := allVersions(t.endpoint, c)
 		own = slices.DeleteFunc(slices.Clone(all), func(v *rollout.Version) bool { return v.Name != names[0] })
@@ -63,7 +75,7 @@ func resolve(bound []*rollout.Endpoint, l Line, c Comment) (target, error) {
 			"pull request %d has several treatments at %s: %s", c.PullRequest, t.endpoint.Key(), versionNames(own))
 	}
 	t.version = own[0]
-	if t.version.CreatedAt.After(c.CreatedAt) {
+	if c.head == "" && t.version.CreatedAt.After(c.CreatedAt) {
 		return target{}, refuse(rollout.ReasonVersionChanged, "version", "look at `/status` and write the command again, if it is still meant",
 			"%s was deployed after the comment was written, so its author saw another version; nothing was done", t.version.Name)
 	}
@@ -74,6 +86,17 @@ func resolve(bound []*rollout.Endpoint, l Line, c Comment) (target, error) {
 	return t, nil
 }
 
+// buttonStale is the refusal of a button whose commit's version is not the pull request's any more.
+func buttonStale(c Comment) *rollout.Error {
+	return refuse(rollout.ReasonVersionChanged, "check_run.head_sha", "use the buttons of the pull request's newest commit, or write a comment",
+		"the button is of commit %.7s, and the version made of it was replaced or is not deployed any more; nothing was done", c.head)
+}
+
+// takesEndpoint says whether the command's one name is an endpoint's.
+func (l Line) takesEndpoint() bool {
+	return l.Verb == Status || l.Verb == Plan || l.Verb == Resume || l.Verb == Unlock
+}
+
 // choose narrows the endpoints down to those that the command's names and the
 // pull request's versions leave, and returns the names that are no endpoint's.
 func choose(bound []*rollout.Endpoint, l Line, c Comment) ([]*rollout.Endpoint, []string, error) {
@@ -81,11 +104,11 @@ func choose(bound []*rollout.Endpoint, l Line, c Comment) ([]*rollout.Endpoint, 
 	if len(names) > 0 {
 		if named := called(bound, names[0]); len(named) > 0 {
 			// Being named, it need not have a version of the pull request for what concerns the whole endpoint.
-			if l.Verb == Status || l.Verb == Resume {
+			if l.takesEndpoint() {
 				return named, names[1:], nil
 			}
 			bound, names = named, names[1:]
-		} else if len(names) == 2 || strings.Contains(names[0], "/") || l.Verb == Status || l.Verb == Resume {
+		} else if len(names) == 2 || strings.Contains(names[0], "/") || l.takesEndpoint() {
 			// Whether it exists elsewhere is none of this repository's business.
 			return nil, nil, refuse(rollout.ReasonUnknownEndpoint, "endpoint", "the endpoints that this repository may act on are: "+keys(bound),
 				"this repository may act on no endpoint called %q", names[0])
@@ -197,6 +220,10 @@ func operation(l Line, t target) rollout.Op {
 		return rollout.Hold{Reason: t.reason}
 	case Resume:
 		return rollout.Resume{}
+	case Lock:
+		return rollout.Lock{Reason: t.reason}
+	case Unlock:
+		return rollout.Unlock{}
 	default:
 		return nil
 	}

@@ -24,6 +24,9 @@ import (
 // DefaultBaseURL is the API of github.com.
 const DefaultBaseURL = "https://api.github.com/"
 
+// WritePause is what GitHub asks for between two writing requests.
+const WritePause = time.Second
+
 // Bounds of the client.
 const (
 	attempts        = 3
@@ -45,6 +48,8 @@ type ClientOptions struct {
 	// AppID and AppKey, the App's private key in PEM, go together.
 	AppID  int64
 	AppKey []byte
+	// Pause between two writing requests, which go one at a time; none unless set. GitHub asks for WritePause.
+	Pause time.Duration
 	// Transport below authentication and rate limits; one with timeouts unless set.
 	Transport http.RoundTripper
 	Logger    *slog.Logger
@@ -58,6 +63,11 @@ type Client struct {
 	token  *github.Client // with a token
 	mu     sync.Mutex
 	byInst map[int64]*github.Client // as an App
+	app    *github.Client           // as the App itself, outside its installations
+	pacer  *pacer
+	me     self
+	repos  map[int64]known
+	listed time.Time // when the App's repositories were listed last
 }
 
 var _ chatops.GitHub = (*Client)(nil)
@@ -98,21 +108,23 @@ func NewClient(o ClientOptions) (*Client, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	c := &Client{base: base, o: o, log: o.Logger, byInst: map[int64]*github.Client{}}
+	c := &Client{base: base, o: o, log: o.Logger, byInst: map[int64]*github.Client{}, pacer: newPacer(o.Pause), repos: map[int64]known{}}
 	if app {
 		// The key is looked at now rather than at the first command.
-		if _, err := ghinstallation.New(o.Transport, o.AppID, 0, o.AppKey); err != nil {
+		tr, err := ghinstallation.NewAppsTransport(o.Transport, o.AppID, o.AppKey)
+		if err != nil {
 			return nil, errors.New("the GitHub App's private key cannot be read: it must be PEM as GitHub gives it")
 		}
+		c.app = c.client(tr)
 	} else {
 		c.token = c.client(bearer{token: o.Token, next: o.Transport})
 	}
 	return c, nil
 }
 
-// client stacks, outermost first: secondary rate limits, the rewinding of bodies, authentication.
+// client stacks, outermost first: secondary rate limits, the rewinding of bodies, the pause between writes, authentication.
 func (c *Client) client(authenticated http.RoundTripper) *github.Client {
-	limited := github_secondary_ratelimit.New(rewinder{authenticated},
+	limited := github_secondary_ratelimit.New(rewinder{paced{c.pacer, authenticated}},
 		github_secondary_ratelimit.WithSingleSleepLimit(longestSleep, nil),
 		github_secondary_ratelimit.WithLimitDetectedCallback(func(cc *github_secondary_ratelimit.CallbackContext) {
 			c.log.Warn("GitHub limits the rate: waiting", "until", cc.ResetTime)
@@ -299,6 +311,8 @@ func (c *Client) PullRequest(ctx context.Context, repo chatops.Repository, numbe
 		RepositoryID:     pr.GetBase().GetRepo().GetID(),
 		HeadRepositoryID: pr.GetHead().GetRepo().GetID(),
 		Head:             pr.GetHead().GetSHA(),
+		Closed:           pr.GetState() == "closed",
+		Merged:           pr.GetMerged(),
 	}, nil
 }
 
@@ -312,6 +326,29 @@ func (c *Client) Reply(ctx context.Context, repo chatops.Repository, number int,
 		_, resp, err := gh.Issues.CreateComment(ctx, repo.Owner, repo.Name, number, &github.IssueComment{Body: &body})
 		return resp, err
 	})
+}
+
+// Replied says whether a comment of ours ends with the marker.
+func (c *Client) Replied(ctx context.Context, repo chatops.Repository, number int, marker string, since time.Time) (bool, error) {
+	me, err := c.whoami(ctx)
+	if err != nil {
+		return false, err
+	}
+	gh, err := c.For(repo.Installation)
+	if err != nil {
+		return false, err
+	}
+	for x, err := range items(ctx, c, fmt.Sprintf("list comments of pull request %d", number), func(ctx context.Context, o github.ListOptions) ([]*github.IssueComment, *github.Response, error) {
+		return gh.Issues.ListComments(ctx, repo.Owner, repo.Name, number, &github.IssueListCommentsOptions{Since: &since, ListOptions: o})
+	}) {
+		if err != nil {
+			return false, err
+		}
+		if me.is(x.GetUser()) && strings.HasSuffix(strings.TrimRight(strings.ReplaceAll(x.GetBody(), "\r\n", "\n"), "\n"), "\n"+marker) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // React adds a reaction to a comment.

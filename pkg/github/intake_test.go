@@ -16,11 +16,13 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/sluice-dev/sluice/pkg/chatops"
 	"github.com/sluice-dev/sluice/pkg/github"
 	"github.com/sluice-dev/sluice/pkg/github/githubtest"
+	"github.com/sluice-dev/sluice/pkg/report"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -30,6 +32,8 @@ const secret = "a secret for tests"
 type commands struct {
 	mu      sync.Mutex
 	got     []chatops.Comment
+	buttons []chatops.Button
+	closed  []chatops.Closed
 	receipt chatops.Receipt
 	err     error
 	block   chan struct{}
@@ -46,6 +50,20 @@ func (c *commands) Accept(ctx context.Context, comment chatops.Comment) (chatops
 			return chatops.Receipt{}, ctx.Err()
 		}
 	}
+	return c.receipt, c.err
+}
+
+func (c *commands) AcceptButton(_ context.Context, b chatops.Button) (chatops.Receipt, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.buttons = append(c.buttons, b)
+	return c.receipt, c.err
+}
+
+func (c *commands) AcceptClosed(_ context.Context, x chatops.Closed) (chatops.Receipt, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = append(c.closed, x)
 	return c.receipt, c.err
 }
 
@@ -179,8 +197,18 @@ func TestIntakePassesComments(t *testing.T) {
 	if rec := post(h, delivery("issue_comment", githubtest.CommentEvent(want))); rec.Code != 202 {
 		t.Fatalf("answered %d %s", rec.Code, rec.Body)
 	}
-	if diff := cmp.Diff([]chatops.Comment{want}, c.got); diff != "" {
+	if diff := cmp.Diff([]chatops.Comment{want}, c.got, cmpopts.IgnoreUnexported(chatops.Comment{})); diff != "" {
 		t.Errorf("passed on (-want +got):\n%s", diff)
+	}
+
+	// On a merged one the commands' own rules decide.
+	merged := func(e map[string]any) {
+		issue := e["issue"].(map[string]any)
+		issue["state"] = "closed"
+		issue["pull_request"].(map[string]any)["merged_at"] = "2026-11-23T10:00:00Z"
+	}
+	if rec := post(h, delivery("issue_comment", githubtest.CommentEvent(want, merged))); rec.Code != 202 || len(c.got) != 2 || !c.got[1].Closed {
+		t.Errorf("answered %d %s, passed on %+v", rec.Code, rec.Body, c.got)
 	}
 }
 
@@ -343,8 +371,11 @@ func TestExamples(t *testing.T) {
 			if rec.Code/100 != 2 {
 				t.Errorf("%s %d: answered %d %s", event, i, rec.Code, rec.Body)
 			}
-			if len(c.got) > 0 { // all nine issue_comment examples are on issues
-				t.Errorf("%s %d: acted on %+v", event, i, c.got)
+			if len(c.got)+len(c.buttons) > 0 { // all nine issue_comment examples are on issues, and no check run is Sluice's
+				t.Errorf("%s %d: acted on %+v %+v", event, i, c.got, c.buttons)
+			}
+			if action := actionOf(body); len(c.closed) > 0 && (event != "pull_request" || action != "closed") {
+				t.Errorf("%s %d, %s: acted on %+v", event, i, action, c.closed)
 			}
 		}
 	}
@@ -381,6 +412,12 @@ func TestExamples(t *testing.T) {
 	}
 }
 
+func actionOf(body []byte) string {
+	var e struct{ Action string }
+	_ = json.Unmarshal(body, &e) // an event without one
+	return e.Action
+}
+
 // TestEventsAreGitHubs holds the deliveries that tests make against GitHub's schema.
 func TestEventsAreGitHubs(t *testing.T) {
 	var schema any
@@ -389,27 +426,148 @@ func TestEventsAreGitHubs(t *testing.T) {
 	if err := compiler.AddResource("webhooks.json", schema); err != nil {
 		t.Fatal(err)
 	}
-	compiled, err := compiler.Compile("webhooks.json#/definitions/issue_comment$created")
-	if err != nil {
-		t.Fatal(err)
+	for name, body := range map[string][]byte{
+		"issue_comment$created":      githubtest.CommentEvent(comment()),
+		"check_run$requested_action": githubtest.ButtonEvent(button(), "models/fraud/pr-41-3f9c2ab"),
+		"pull_request$closed":        githubtest.ClosedEvent(closed(true)),
+	} {
+		compiled, err := compiler.Compile("webhooks.json#/definitions/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var event any
+		if err := json.Unmarshal(body, &event); err != nil {
+			t.Fatal(err)
+		}
+		if err := compiled.Validate(event); err != nil {
+			t.Errorf("GitHub would not send this %s: %v", name, err)
+		}
 	}
-	var event any
-	if err := json.Unmarshal(githubtest.CommentEvent(comment()), &event); err != nil {
-		t.Fatal(err)
+}
+
+func button() chatops.Button {
+	return chatops.Button{
+		Delivery: "11111111-2222-3333-4444-555555555555", Repository: chatops.Repository{ID: 7, Owner: "acme", Name: "fraud-model", Installation: 3}, PullRequest: 41,
+		Sender: "alice", SenderID: 77, Action: chatops.Promote, Head: strings.Repeat("c", 40), Endpoint: rollout.Key{Namespace: "models", Name: "fraud"},
 	}
-	if err := compiled.Validate(event); err != nil {
-		t.Errorf("GitHub would not send this event: %v", err)
+}
+
+func closed(merged bool) chatops.Closed {
+	return chatops.Closed{
+		Repository: chatops.Repository{ID: 7, Owner: "acme", Name: "fraud-model", Installation: 3}, PullRequest: 41, Head: strings.Repeat("c", 40),
+		Merged: merged, By: "alice", At: time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC),
+	}
+}
+
+func TestIntakePassesButtonsAndClosedPullRequests(t *testing.T) {
+	c := &commands{receipt: chatops.Receipt{Commands: 1}}
+	h, _ := intake(t, c)
+	var learnt []chatops.Repository
+	h.(*github.Intake).OnRepository = func(r chatops.Repository) { learnt = append(learnt, r) }
+	for _, r := range []*http.Request{
+		delivery("check_run", githubtest.ButtonEvent(button(), "models/fraud/pr-41-3f9c2ab")),
+		delivery("pull_request", githubtest.ClosedEvent(closed(true))),
+		delivery("pull_request", githubtest.ClosedEvent(closed(false))),
+	} {
+		if rec := post(h, r); rec.Code != 202 || !strings.Contains(rec.Body.String(), `"recorded"`) {
+			t.Errorf("answered %d %s", rec.Code, rec.Body)
+		}
+	}
+	if diff := cmp.Diff([]chatops.Button{button()}, c.buttons); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]chatops.Closed{closed(true), closed(false)}, c.closed); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if len(learnt) != 3 || learnt[0] != button().Repository {
+		t.Errorf("learnt %v", learnt)
+	}
+	for _, code := range []int{503, 500} {
+		c.err = map[int]error{503: chatops.ErrBusy, 500: errors.New("disk")}[code]
+		if rec := post(h, delivery("check_run", githubtest.ButtonEvent(button(), "models/fraud/v"))); rec.Code != code {
+			t.Errorf("answered %d, want %d", rec.Code, code)
+		}
+	}
+}
+
+func TestIntakeIgnoresOtherChecksAndPullRequests(t *testing.T) {
+	set := func(path string, value any) func(map[string]any) {
+		return func(e map[string]any) {
+			keys := strings.Split(path, ".")
+			for _, k := range keys[:len(keys)-1] {
+				e = e[k].(map[string]any)
+			}
+			e[keys[len(keys)-1]] = value
+		}
+	}
+	const ours = "models/fraud/v"
+	for name, r := range map[string]*http.Request{
+		"created":               delivery("check_run", githubtest.ButtonEvent(button(), ours, set("action", "created"))),
+		"another's check":       delivery("check_run", githubtest.ButtonEvent(button(), "lint")),
+		"a path in its id":      delivery("check_run", githubtest.ButtonEvent(button(), "../fraud/v")),
+		"a bot":                 delivery("check_run", githubtest.ButtonEvent(button(), ours, set("sender", map[string]any{"login": "x[bot]", "id": 5, "type": "Bot"}))),
+		"no commit":             delivery("check_run", githubtest.ButtonEvent(button(), ours, set("check_run.head_sha", "main"))),
+		"no delivery":           delivery("check_run", githubtest.ButtonEvent(button(), ours), without("X-GitHub-Delivery")),
+		"a path for a delivery": delivery("check_run", githubtest.ButtonEvent(button(), ours), header("X-GitHub-Delivery", "../../x")),
+		"a path for an owner":   delivery("check_run", githubtest.ButtonEvent(button(), ours, set("repository.owner.login", "a/b"))),
+		"opened":                delivery("pull_request", githubtest.ClosedEvent(closed(true), set("action", "opened"))),
+		"of a fork":             delivery("pull_request", githubtest.ClosedEvent(closed(true), set("pull_request.head.repo", map[string]any{"id": 99}))),
+		"without a head":        delivery("pull_request", githubtest.ClosedEvent(closed(true), set("pull_request.head.sha", "x"))),
+		"without a time":        delivery("pull_request", githubtest.ClosedEvent(closed(true), set("pull_request.closed_at", nil))),
+	} {
+		c := &commands{}
+		h, _ := intake(t, c)
+		if rec := post(h, r); rec.Code != 202 || !strings.Contains(rec.Body.String(), `"ignored"`) || len(c.buttons)+len(c.closed) != 0 {
+			t.Errorf("%s: answered %d %s, passed on %v %v", name, rec.Code, rec.Body, c.buttons, c.closed)
+		}
+	}
+}
+
+// TestIntakeSeesWhoTouchesReports: an edited or deleted report is looked at again.
+func TestIntakeSeesWhoTouchesReports(t *testing.T) {
+	mark := report.Mark{Namespace: "models", Endpoint: "fraud"}.String()
+	robot := map[string]any{"login": "sluice[bot]", "id": 5, "type": "Bot"}
+	for name, tc := range map[string]struct {
+		edit func(map[string]any)
+		want int
+	}{
+		"edited by somebody":  {func(e map[string]any) { e["action"] = "edited" }, 1},
+		"deleted by somebody": {func(e map[string]any) { e["action"] = "deleted" }, 1},
+		"its mark edited away": {func(e map[string]any) {
+			e["action"], e["changes"] = "edited", map[string]any{"body": map[string]any{"from": "x\n" + mark}}
+			e["comment"].(map[string]any)["body"] = "mine"
+		}, 1},
+		"edited by ourselves": {func(e map[string]any) { e["action"], e["sender"] = "edited", robot }, 0},
+		"another comment": {func(e map[string]any) {
+			e["action"] = "edited"
+			e["comment"].(map[string]any)["body"] = "mine"
+		}, 0},
+	} {
+		h, _ := intake(t, &commands{})
+		n := 0
+		h.(*github.Intake).OnTouched = func(repository int64, number int) {
+			if n++; repository != comment().Repository.ID || number != comment().PullRequest {
+				t.Errorf("%s: told of %d, %d", name, repository, number)
+			}
+		}
+		x := comment()
+		x.Body = "a report\n" + mark
+		if rec := post(h, delivery("issue_comment", githubtest.CommentEvent(x, tc.edit))); rec.Code != 202 || n != tc.want {
+			t.Errorf("%s: answered %d %s, told %d times", name, rec.Code, rec.Body, n)
+		}
 	}
 }
 
 func FuzzIntake(f *testing.F) {
 	f.Add("issue_comment", githubtest.CommentEvent(comment()))
+	f.Add("check_run", githubtest.ButtonEvent(button(), "models/fraud/v"))
+	f.Add("pull_request", githubtest.ClosedEvent(closed(true)))
 	f.Add("ping", []byte(`{}`))
 	if os.Getenv(githubtest.SchemasVariable) != "" {
 		var examples map[string][]json.RawMessage
 		githubtest.Schema(f, "examples.json", &examples)
 		for event, bodies := range examples {
-			if strings.HasPrefix(event, "issue") {
+			if strings.HasPrefix(event, "issue") || event == "check_run" || event == "pull_request" {
 				f.Add(event, []byte(bodies[0]))
 			}
 		}
@@ -426,7 +584,17 @@ func FuzzIntake(f *testing.F) {
 				t.Fatalf("passed on %+v", got)
 			}
 		}
-		if len(c.got) > 0 && event != "issue_comment" {
+		for _, b := range c.buttons {
+			if b.Repository.ID <= 0 || b.SenderID <= 0 || len(b.Head) < 40 || strings.ContainsAny(b.Sender+b.Repository.Owner+b.Repository.Name+b.Delivery, "/?#%") {
+				t.Fatalf("passed on %+v", b)
+			}
+		}
+		for _, x := range c.closed {
+			if x.Repository.ID <= 0 || x.PullRequest <= 0 || len(x.Head) < 40 || x.At.IsZero() || strings.ContainsAny(x.By+x.Repository.Owner+x.Repository.Name, "/?#%") {
+				t.Fatalf("passed on %+v", x)
+			}
+		}
+		if len(c.got) > 0 && event != "issue_comment" || len(c.buttons) > 0 && event != "check_run" || len(c.closed) > 0 && event != "pull_request" {
 			t.Fatalf("acted on a %s", event)
 		}
 	})

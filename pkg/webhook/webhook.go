@@ -24,6 +24,7 @@ import (
 	"github.com/sluice-dev/sluice/pkg/chatops"
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/github"
+	"github.com/sluice-dev/sluice/pkg/report"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -32,7 +33,7 @@ type Role string
 
 // The roles.
 const (
-	// RoleGitHub takes GitHub's webhooks and carries out the commands in comments.
+	// RoleGitHub takes GitHub's webhooks, carries out the commands in comments, and reports on pull requests.
 	RoleGitHub Role = "github"
 	// RoleAPI serves the API.
 	RoleAPI Role = "api"
@@ -67,6 +68,11 @@ type Options struct {
 	Secrets [][]byte
 	// GitHub is the API that permissions are asked of, for role github.
 	GitHub chatops.GitHub
+	// Commands are further options of commands, for role github: PrefixOnly, OnMerge and Patience.
+	Commands chatops.Options
+	// Reports show on pull requests what becomes of their versions, for role github, if their GitHub is set.
+	// Of them GitHub, Every and Gap count.
+	Reports report.Config
 	// API serves what is neither a webhook nor health, for role api (pkg/api). Without it those paths are 404.
 	API http.Handler
 	// Ending, if set, is called when the server begins to end: it ends answers that would go on for ever.
@@ -149,10 +155,22 @@ func Run(ctx context.Context, o Options) (err error) {
 
 	var intake *github.Intake
 	var commands *chatops.Service
+	var reports *report.Reporter
 	if has(RoleGitHub) {
-		commands = chatops.New(chatops.Options{Store: o.Store, Journal: o.Journal, GitHub: o.GitHub, Logger: o.Logger, Grace: o.Grace})
+		c := o.Commands
+		c.Store, c.Journal, c.GitHub, c.Logger, c.Grace = o.Store, o.Journal, o.GitHub, o.Logger, o.Grace
+		commands = chatops.New(c)
 		if intake, err = github.NewIntake(o.Secrets, commands, o.Logger); err != nil {
 			return err
+		}
+		if l, ok := o.GitHub.(interface{ Learn(r chatops.Repository) }); ok {
+			intake.OnRepository = l.Learn
+		}
+		if rc := o.Reports; rc.GitHub != nil {
+			rc.Store, rc.Journal, rc.Logger = o.Store, o.Journal, o.Logger
+			rc.Prefix, rc.OnMerge = c.PrefixOnly, report.OnMergeText(string(c.OnMerge))
+			reports = report.NewReporter(rc)
+			intake.OnTouched = reports.Look
 		}
 	}
 
@@ -160,6 +178,9 @@ func Run(ctx context.Context, o Options) (err error) {
 		start("control", o.Control)
 	}
 	if has(RoleGitHub) {
+		if reports != nil {
+			start("reports", reports.Run)
+		}
 		start("commands", commands.Run)
 		router.Handle(deliveries, intake).Methods(http.MethodPost)
 	}

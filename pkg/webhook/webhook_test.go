@@ -2,7 +2,11 @@ package webhook_test
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +27,7 @@ import (
 	"github.com/sluice-dev/sluice/pkg/cluster/memory"
 	"github.com/sluice-dev/sluice/pkg/github"
 	"github.com/sluice-dev/sluice/pkg/github/githubtest"
+	"github.com/sluice-dev/sluice/pkg/report"
 	"github.com/sluice-dev/sluice/pkg/webhook"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -418,5 +423,105 @@ func TestControlAlone(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Errorf("run: %v", err)
+	}
+}
+
+// TestLifeOfAPullRequest: signed events of a pull request's life, as an App.
+func TestLifeOfAPullRequest(t *testing.T) {
+	const name, treated = "acme/fraud", "pr-42-0000002"
+	for end, merged := range map[string]bool{"merged": true, "closed": false} {
+		t.Run(end, func(t *testing.T) {
+			o, gh, store := full(t)
+			key, err := rsa.GenerateKey(rand.Reader, 2048)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := github.NewClient(github.ClientOptions{
+				BaseURL: gh.URL, AppID: githubtest.AppID, AppKey: pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.GitHub, o.Commands.OnMerge = c, chatops.MergePromotes
+			o.Reports = report.Config{GitHub: c, Every: 50 * time.Millisecond, Gap: time.Millisecond}
+			gh.AddPullRequest(name, githubtest.PullRequest{Number: 42, Head: fmt.Sprintf("%040x", 2)})
+			r := run(t, o)
+			at := rollout.Key{Namespace: "models", Name: "fraud"}
+			edit := func(id string, op rollout.Op) {
+				t.Helper()
+				if _, _, err := cluster.Edit(t.Context(), store, at, rollout.Request{ID: id, Actor: "ci", At: time.Now().Add(-time.Minute), Force: true}, func(*rollout.Endpoint) (rollout.Op, error) { return op, nil }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			shows := func(text string) {
+				t.Helper()
+				until(t, "the comment says "+text, func() bool {
+					all := gh.Comments(name, 42)
+					return len(all) > 0 && strings.Contains(all[0].Body, text)
+				})
+			}
+			check := func() string {
+				var out string
+				for _, k := range gh.CheckRuns(name) {
+					if k.Head == fmt.Sprintf("%040x", 2) {
+						out += k.Name + " " + k.Conclusion
+					}
+				}
+				return out
+			}
+			send := func(event, guid string, body []byte) {
+				t.Helper()
+				resp, err := http.DefaultClient.Do(githubtest.Delivery(r.url+"/webhooks/github", secret, event, guid, body))
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = resp.Body.Close()
+				if resp.StatusCode != http.StatusAccepted {
+					t.Fatalf("%s: answered %d", event, resp.StatusCode)
+				}
+			}
+
+			edit("deploy", rollout.Deploy{Version: rollout.Version{Name: treated, Image: fmt.Sprintf("r.example/f@sha256:%064x", 2), Source: rollout.Source{RepositoryID: 7, PullRequest: 42, Commit: fmt.Sprintf("%040x", 2)}}})
+			shows("joined: no traffic yet")
+			e, err := store.Get(t.Context(), at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range e.Spec.Versions {
+				e.Status.Versions = append(e.Status.Versions, rollout.VersionStatus{Name: e.Spec.Versions[i].Name, State: rollout.StateReady, Replicas: 2, ReadyReplicas: 2})
+			}
+			if _, err := store.UpdateStatus(t.Context(), e); err != nil {
+				t.Fatal(err)
+			}
+			role := rollout.Treatment
+			edit("treatment", rollout.Update{Version: treated, Type: &role})
+
+			said := gh.Comment(1, name, 42, "alice", "/traffic 20", time.Time{})
+			said.Repository.Installation = githubtest.Installation
+			send("issue_comment", "guid-1", githubtest.CommentEvent(said))
+			shows("held at 20 %")
+			until(t, "the check", func() bool { return check() == "sluice/fraud action_required" })
+
+			pressed := chatops.Button{Repository: said.Repository, Sender: "alice", SenderID: gh.AccountID("alice"), Action: chatops.Resume, Head: fmt.Sprintf("%040x", 2)}
+			send("check_run", "guid-2", githubtest.ButtonEvent(pressed, "models/fraud/"+treated))
+			shows("gets 20 %")
+
+			gh.EditPullRequest(name, 42, func(pr *githubtest.PullRequest) { pr.State, pr.Merged = "closed", merged })
+			send("pull_request", "guid-3", githubtest.ClosedEvent(chatops.Closed{Repository: said.Repository, PullRequest: 42, Head: fmt.Sprintf("%040x", 2), Merged: merged, By: "alice", At: time.Now()}))
+			want, conclusion := "promoted: it is the control", "sluice/fraud success"
+			if !merged {
+				want, conclusion = "taken out: pull request closed", "sluice/fraud cancelled"
+			}
+			shows(want)
+			if got := check(); got != conclusion {
+				t.Errorf("the check is %s, want %s", got, conclusion)
+			}
+			if n := len(gh.Comments(name, 42)); n != 2 { // the report, and the reply to the comment
+				t.Errorf("%d comments", n)
+			}
+			if err := r.stop(); err != nil {
+				t.Errorf("stop: %v", err)
+			}
+		})
 	}
 }

@@ -1,6 +1,8 @@
 package verdict
 
 import (
+	"errors"
+	"fmt"
 	"math"
 	"strconv"
 	"strings"
@@ -95,4 +97,42 @@ func (d Decision) Status(treatment string, key Key) rollout.EvidenceStatus {
 		LogEvidenceWorse: float(d.LogE), LogEvidenceFine: float(d.LogEFine),
 		BadUpperBound: float(100 * d.BadUpper),
 	}
+}
+
+// Restored is the decision that a status shows, as far as it shows one: what an unknown verdict
+// lacked is not in it.
+func Restored(s rollout.EvidenceStatus, p Params) (Decision, error) {
+	d := Decision{Verdict: rollout.Verdict(s.Verdict), Rule: rollout.ReasonUnknown, Problem: "the evidence or its source is unavailable", Params: p}
+	var errs []error
+	integer := func(text string) int64 {
+		n, err := strconv.ParseInt(text, 10, 64)
+		errs = append(errs, err)
+		return n
+	}
+	float := func(text string) float64 {
+		f, err := strconv.ParseFloat(text, 64)
+		errs = append(errs, err)
+		return f
+	}
+	d.Requests, d.Bad = integer(s.Requests), integer(s.Bad)
+	d.ControlRequests, d.ControlBad = integer(s.ControlRequests), integer(s.ControlBad)
+	d.LogE, d.LogEFine, d.BadUpper = float(s.LogEvidenceWorse), float(s.LogEvidenceFine), float(s.BadUpperBound)/100
+	if err := errors.Join(errs...); err != nil {
+		return d, fmt.Errorf("read evidence of %s: %w", s.Treatment, err)
+	}
+	const slack = 1e-4 // the status has six digits
+	switch {
+	case d.Verdict == rollout.VerdictWorse:
+		d.Rule = rollout.ReasonWorse
+	case d.Verdict == rollout.VerdictNotWorse && d.LogEFine >= p.promoteAt()-slack:
+		d.Rule = rollout.ReasonNotWorse
+	case d.Verdict == rollout.VerdictNotWorse:
+		d.Rule = rollout.ReasonBounded
+	case d.Verdict == rollout.VerdictUndecided:
+		d.Rule = rollout.ReasonUndecided
+	}
+	if d.Rule != rollout.ReasonUnknown {
+		d.Problem = ""
+	}
+	return d, nil
 }

@@ -308,3 +308,26 @@ func TestRatiosNeverReadAsReached(t *testing.T) {
 		}
 	}
 }
+
+// TestRestored: what the status shows says the same sentence as the decision did.
+func TestRestored(t *testing.T) {
+	p := ParamsOf(rollout.Strategy{})
+	for _, d := range []Decision{
+		{Verdict: rollout.VerdictWorse, Rule: rollout.ReasonWorse, LogE: 5.83, LogEFine: -3, BadUpper: 0.05, Requests: 1180, Bad: 41, ControlRequests: 10620, ControlBad: 31, Params: p},
+		{Verdict: rollout.VerdictNotWorse, Rule: rollout.ReasonNotWorse, LogE: -1, LogEFine: p.promoteAt(), BadUpper: 0.012, Requests: 5, Params: p},
+		{Verdict: rollout.VerdictNotWorse, Rule: rollout.ReasonBounded, LogE: -1, LogEFine: 1, BadUpper: 0.0071, Requests: 5000, Params: p},
+		{Verdict: rollout.VerdictUndecided, Rule: rollout.ReasonUndecided, LogE: 0.4, LogEFine: 1, BadUpper: 0.2, Requests: 50, Params: p},
+	} {
+		got, err := Restored(d.Status("v", "k"), p)
+		if err != nil || got.Rule != d.Rule || got.Sentence() != d.Sentence() {
+			t.Errorf("%s: %v\n got %s\nwant %s", d.Rule, err, got.Sentence(), d.Sentence())
+		}
+	}
+	got, err := Restored(Decision{Verdict: rollout.VerdictUnknown, Params: p}.Status("v", "k"), p)
+	if err != nil || got.Sentence() != "unknown: the evidence or its source is unavailable" {
+		t.Errorf("%s, %v", got.Sentence(), err)
+	}
+	if _, err := Restored(rollout.EvidenceStatus{Treatment: "v", Requests: "many"}, p); err == nil {
+		t.Error("no numbers were read")
+	}
+}

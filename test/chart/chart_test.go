@@ -558,7 +558,7 @@ func TestValues(t *testing.T) {
 		all := decode(t, template(t, "testdata/github.yaml"))
 		pod := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec
 		c := pod.Containers[0]
-		for _, flag := range []string{"--roles=github,api", "--github-app-id=123456789", "--github-app-key-file=/etc/sluice/github/private-key.pem", "--github-api-url=https://github.example/api/v3/"} {
+		for _, flag := range []string{"--roles=github,api", "--github-app-id=123456789", "--github-app-key-file=/etc/sluice/github/private-key.pem", "--github-api-url=https://github.example/api/v3/", "--github-on-merge=nothing", "--github-reports=true"} {
 			if !slices.Contains(c.Args, flag) {
 				t.Errorf("%q lacks %s", c.Args, flag)
 			}

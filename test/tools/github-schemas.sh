@@ -14,7 +14,7 @@ packages=(
   "@octokit/webhooks-schemas@7.6.1 sha512-qW0Bwtb76r4m2WzVhKDyfEeEnt1GEQoRjkCqmq2ZeB0nNVDJ+Z2LBDS9FDPyduuMXf/ZTWiCJp9PFFHgRfBe3A=="
 )
 # Changes when the packages or the extraction below do.
-stamp=$(printf '%s\n' "extraction 1" "${packages[@]}")
+stamp=$(printf '%s\n' "extraction 2" "${packages[@]}")
 if [ -f "$dir/stamp" ] && [ "$(cat "$dir/stamp")" = "$stamp" ]; then
   exit 0
 fi
@@ -49,7 +49,11 @@ node - <<'JS'
 const fs = require("fs");
 const all = JSON.parse(fs.readFileSync("package/generated/api.github.com.json"));
 const wanted = [
+  "/app",
+  "/app/installations",
   "/app/installations/{installation_id}/access_tokens",
+  "/installation/repositories",
+  "/user",
   "/repos/{owner}/{repo}/collaborators/{username}/permission",
   "/repos/{owner}/{repo}/pulls/{pull_number}",
   "/repos/{owner}/{repo}/issues/{issue_number}/comments",
@@ -57,6 +61,8 @@ const wanted = [
   "/repos/{owner}/{repo}/issues/comments/{comment_id}/reactions",
   "/repos/{owner}/{repo}/check-runs",
   "/repos/{owner}/{repo}/check-runs/{check_run_id}",
+  "/repos/{owner}/{repo}/commits/{ref}/check-runs",
+  "/repos/{owner}/{repo}/commits/{ref}/statuses",
   "/repos/{owner}/{repo}/deployments",
   "/repos/{owner}/{repo}/deployments/{deployment_id}/statuses",
   "/repos/{owner}/{repo}/statuses/{sha}",

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -83,7 +84,7 @@ func (c *contract) input(r *http.Request, body []byte) (*openapi3filter.RequestV
 
 // request fails the test if GitHub would not understand it.
 func (c *contract) request(t testing.TB, r *http.Request, body []byte) {
-	if c == nil {
+	if c == nil || strings.HasPrefix(r.URL.Path, "/repositories/") { // GitHub has it, its description does not
 		return
 	}
 	in, err := c.input(r, body)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strconv"
 	"strings"
 	"time"
@@ -42,8 +43,58 @@ func CommentEvent(c chatops.Comment, edit ...func(event map[string]any)) []byte 
 			"performed_via_github_app": nil, "reactions": reactions(commentAt),
 		},
 	}
-	if c.Repository.Installation != 0 {
-		event["installation"] = map[string]any{"id": c.Repository.Installation, "node_id": "INST"}
+	return encode(event, c.Repository, edit)
+}
+
+// ButtonEvent is the check_run event that GitHub sends when somebody presses a button of a check run.
+func ButtonEvent(b chatops.Button, external string, edit ...func(event map[string]any)) []byte {
+	const base = "https://api.github.example"
+	at := fmt.Sprintf("%s/repos/%s/%s", base, b.Repository.Owner, b.Repository.Name)
+	repo := repositoryObject(base, b.Repository.ID, b.Repository.Owner, b.Repository.Name, 7)
+	app := appObject(base)
+	pulls := []any{}
+	if b.PullRequest > 0 {
+		branch := map[string]any{"ref": "better", "sha": b.Head, "repo": map[string]any{"id": b.Repository.ID, "url": at, "name": b.Repository.Name}}
+		pulls = append(pulls, map[string]any{"url": fmt.Sprintf("%s/pulls/%d", at, b.PullRequest), "id": b.PullRequest + 1_000_000, "number": b.PullRequest, "head": branch, "base": branch})
+	}
+	event := map[string]any{
+		"action": "requested_action", "requested_action": map[string]any{"identifier": string(b.Action)}, "repository": repo, "sender": user(base, b.Sender, b.SenderID),
+		"check_run": map[string]any{
+			"id": 4, "node_id": "CR_4", "head_sha": b.Head, "external_id": external, "url": at + "/check-runs/4", "html_url": at + "/runs/4", "details_url": at, "status": "completed",
+			"conclusion": "neutral", "started_at": past, "completed_at": past, "name": "sluice/" + b.Endpoint.Name, "app": app, "pull_requests": pulls,
+			"output": map[string]any{"title": "gets 10 %", "summary": "", "text": nil, "annotations_count": 0, "annotations_url": at + "/annotations"},
+			"check_suite": map[string]any{
+				"id": 5, "node_id": "CS_5", "head_branch": "better", "head_sha": b.Head, "status": "completed", "conclusion": "neutral", "url": at + "/check-suites/5",
+				"before": b.Head, "after": b.Head, "pull_requests": pulls, "app": app, "created_at": past, "updated_at": past,
+			},
+		},
+	}
+	return encode(event, b.Repository, edit)
+}
+
+// ClosedEvent is the pull_request event that GitHub sends when a pull request is merged or closed.
+func ClosedEvent(c chatops.Closed, edit ...func(event map[string]any)) []byte {
+	const base = "https://api.github.example"
+	by := user(base, c.By, 3)
+	s := &Server{Server: &httptest.Server{URL: base}, accounts: map[string]int64{}}
+	repo := &repository{id: c.Repository.ID, owner: c.Repository.Owner, name: c.Repository.Name}
+	pr := s.pullRequest(repo, &PullRequest{Number: c.PullRequest, Head: c.Head, State: "closed", Merged: c.Merged})
+	at := c.At.UTC().Format(time.RFC3339)
+	pr["closed_at"] = at
+	pr["requested_reviewers"], pr["requested_teams"], pr["assignees"] = []any{}, []any{}, []any{}
+	if c.Merged {
+		pr["merged_at"], pr["merged_by"], pr["merge_commit_sha"] = at, by, strings.Repeat("e", 40)
+	}
+	event := map[string]any{
+		"action": "closed", "number": c.PullRequest, "pull_request": pr, "sender": by,
+		"repository": repositoryObject(base, c.Repository.ID, c.Repository.Owner, c.Repository.Name, 7),
+	}
+	return encode(event, c.Repository, edit)
+}
+
+func encode(event map[string]any, repo chatops.Repository, edit []func(map[string]any)) []byte {
+	if repo.Installation != 0 {
+		event["installation"] = map[string]any{"id": repo.Installation, "node_id": "INST"}
 	}
 	for _, f := range edit {
 		f(event)

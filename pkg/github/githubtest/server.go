@@ -49,6 +49,9 @@ type repository struct {
 	pulls       map[int]*PullRequest
 	comments    map[int][]Comment
 	reactions   map[int64][]string
+	checks      []*CheckRun
+	statuses    []CommitStatus
+	deployments []*Deployment
 }
 
 // PullRequest of the fake; edit it with Server.EditPullRequest.
@@ -63,8 +66,9 @@ type PullRequest struct {
 
 // Comment that was posted.
 type Comment struct {
-	ID   int64
-	Body string
+	ID     int64
+	Body   string
+	Author string
 }
 
 // Call that arrived.
@@ -108,6 +112,7 @@ func New(t testing.TB) *Server {
 	r.HandleFunc("/repos/{owner}/{repo}/collaborators/{login}/permission", s.getPermission).Methods(http.MethodGet)
 	r.HandleFunc("/repos/{owner}/{repo}/pulls/{number}", s.getPullRequest).Methods(http.MethodGet)
 	r.HandleFunc("/repos/{owner}/{repo}/issues/{number}/comments", s.createComment).Methods(http.MethodPost)
+	s.reports(r)
 	r.HandleFunc("/repos/{owner}/{repo}/issues/comments/{id}/reactions", s.createReaction).Methods(http.MethodPost)
 	r.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		t.Errorf("GitHub was asked for %s %s, which the fake does not know", r.Method, r.URL.Path)
@@ -306,7 +311,7 @@ func (s *Server) authenticated(r *http.Request) bool {
 	_, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.tokens[token]
+	return s.tokens[token] || isJWT(token) && strings.HasPrefix(r.URL.Path, "/app")
 }
 
 func fail(w http.ResponseWriter, code int, message string) {
@@ -420,15 +425,9 @@ func (s *Server) createComment(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.nextID++
-	repo.comments[number] = append(repo.comments[number], Comment{ID: s.nextID, Body: in.Body})
-	url := fmt.Sprintf("%s/repos/%s/%s", s.URL, repo.owner, repo.name)
-	now := time.Now().UTC().Format(time.RFC3339)
-	answer(w, http.StatusCreated, map[string]any{
-		"id": s.nextID, "node_id": "IC_" + strconv.FormatInt(s.nextID, 10), "body": in.Body, "user": user(s.URL, "sluice[bot]", 1),
-		"url": fmt.Sprintf("%s/issues/comments/%d", url, s.nextID), "issue_url": fmt.Sprintf("%s/issues/%d", url, number),
-		"html_url":   fmt.Sprintf("%s/pull/%d#issuecomment-%d", url, number, s.nextID),
-		"created_at": now, "updated_at": now, "author_association": "NONE",
-	})
+	c := Comment{ID: s.nextID, Body: in.Body, Author: s.writer(r)}
+	repo.comments[number] = append(repo.comments[number], c)
+	answer(w, http.StatusCreated, s.commentObject(repo, number, c))
 }
 
 func (s *Server) createReaction(w http.ResponseWriter, r *http.Request) {

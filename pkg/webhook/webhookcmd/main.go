@@ -19,6 +19,7 @@ import (
 
 	"github.com/sluice-dev/sluice/pkg/access/oidc"
 	"github.com/sluice-dev/sluice/pkg/api"
+	"github.com/sluice-dev/sluice/pkg/chatops"
 	"github.com/sluice-dev/sluice/pkg/cluster/local"
 	"github.com/sluice-dev/sluice/pkg/github"
 	"github.com/sluice-dev/sluice/pkg/page"
@@ -37,7 +38,7 @@ const (
 const usage = `Usage: webhook [flags]
 
 Runs the control plane: role github takes GitHub's webhooks at /webhooks/github and
-carries out the commands in comments on pull requests, role api serves the API, role
+carries out the commands in comments on pull requests and reports there, role api serves the API, role
 control reconciles. Each flag can be set by SLUICE_<NAME> too: SLUICE_GITHUB_API_URL
 sets --github-api-url.
 
@@ -70,6 +71,12 @@ type config struct {
 	tokenFile  string
 	appID      int64
 	appKeyFile string
+	pause      time.Duration
+
+	onMerge     string
+	prefixOnly  bool
+	reports     bool
+	reportEvery time.Duration
 
 	// For role api.
 	apiPolicy, apiAudience, apiIssuer, apiSessionKeyFile string
@@ -103,6 +110,11 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.tokenFile, "github-token-file", "", "file with a token for GitHub's API")
 	f.Int64Var(&c.appID, "github-app-id", 0, "id of the GitHub App to act as, instead of a token")
 	f.StringVar(&c.appKeyFile, "github-app-key-file", "", "file with the App's private key in PEM")
+	f.DurationVar(&c.pause, "github-write-pause", github.WritePause, "time between two writing requests to GitHub's API, which go one at a time; less than 1s only for a server of your own")
+	f.StringVar(&c.onMerge, "github-on-merge", string(chatops.MergeNothing), "what the merge of a pull request does to its treatment: promote, continue (judging, and say so) or nothing")
+	f.BoolVar(&c.prefixOnly, "github-prefix-only", false, "heed only commands with /sluice before them, such as /sluice promote: other bots may own the bare words")
+	f.BoolVar(&c.reports, "github-reports", true, "show on pull requests what becomes of their versions: a comment, a check run or commit status, a deployment")
+	f.DurationVar(&c.reportEvery, "github-report-every", 30*time.Second, "how long a report stays as it is while only its numbers change")
 	f.StringVar(&c.apiPolicy, "api-policy", "", "file that says which workflows may do what, for role api; without it the API is off")
 	f.StringVar(&c.apiAudience, "api-audience", "", "audience that workflows' OIDC tokens must be made for, such as this server's address; for role api")
 	f.StringVar(&c.apiIssuer, "api-issuer", oidc.DefaultIssuer, "issuer of the OIDC tokens; https://HOST/_services/token for GitHub Enterprise Server")
@@ -179,8 +191,16 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		if _, err := github.NewIntake(o.Secrets, nil, nil); err != nil {
 			return err
 		}
-		if o.GitHub, err = c.client(log); err != nil {
+		client, err := c.client(log)
+		if err != nil {
 			return err
+		}
+		o.GitHub, o.Reports.Every, o.Commands.PrefixOnly = client, c.reportEvery, c.prefixOnly
+		if o.Commands.OnMerge, err = chatops.ParseOnMerge(c.onMerge); err != nil {
+			return err
+		}
+		if c.reports {
+			o.Reports.GitHub = client
 		}
 	}
 	serveAPI := apiOff
@@ -281,7 +301,7 @@ func (c config) secrets() ([][]byte, error) {
 }
 
 func (c config) client(log *slog.Logger) (*github.Client, error) {
-	o := github.ClientOptions{BaseURL: c.apiURL, Token: strings.TrimSpace(process.Getenv(c.env, "SLUICE_GITHUB_TOKEN")), AppID: c.appID, Logger: log}
+	o := github.ClientOptions{BaseURL: c.apiURL, Token: strings.TrimSpace(process.Getenv(c.env, "SLUICE_GITHUB_TOKEN")), AppID: c.appID, Pause: c.pause, Logger: log}
 	if c.tokenFile != "" {
 		b, err := readSecret(c.tokenFile)
 		if err != nil {

@@ -1,4 +1,6 @@
-package chatops
+// Package markdown makes text fit for GitHub's Markdown: names, reasons and
+// messages that come from outside stand as themselves, whatever is in them.
+package markdown
 
 import (
 	"fmt"
@@ -12,9 +14,9 @@ import (
 // looks for those in the rendered text.
 const breaker = "&#8203;"
 
-// plain makes text fit for one line: control and invisible formatting
+// Plain makes text fit for one line: control and invisible formatting
 // characters, which could reorder or hide what is read, become spaces or go.
-func plain(text string) string {
+func Plain(text string) string {
 	var b strings.Builder
 	for _, r := range strings.ToValidUTF8(text, "\uFFFD") {
 		switch {
@@ -28,10 +30,10 @@ func plain(text string) string {
 	return strings.Join(strings.Fields(b.String()), " ")
 }
 
-// escape makes text stand in Markdown as itself: no emphasis, link, HTML, table
+// Escape makes text stand in Markdown as itself: no emphasis, link, HTML, table
 // cell, mention or reference comes of it.
-func escape(text string) string {
-	text = plain(text)
+func Escape(text string) string {
+	text = Plain(text)
 	var b strings.Builder
 	for i, r := range text {
 		switch r {
@@ -76,10 +78,10 @@ func linkish(before string, r rune) bool {
 	return len(before) >= len(suffix) && strings.EqualFold(before[len(before)-len(suffix):], suffix)
 }
 
-// code makes a code span of text, whatever backticks it has. Nothing in a code
+// Code makes a code span of text, whatever backticks it has. Nothing in a code
 // span is a mention, a reference or a link.
-func code(text string) string {
-	text = plain(text)
+func Code(text string) string {
+	text = Plain(text)
 	if text == "" {
 		return ""
 	}
@@ -93,10 +95,10 @@ func code(text string) string {
 	return fence + text + fence
 }
 
-// prose is a message for people, which may have code spans of single backticks:
+// Prose is a message for people, which may have code spans of single backticks:
 // those stay, all else is escaped. Longer messages are cut.
-func prose(text string) string {
-	parts := strings.Split(cut(plain(text), maxProse), "`")
+func Prose(text string) string {
+	parts := strings.Split(Cut(Plain(text), MaxProse), "`")
 	if len(parts)%2 == 0 { // one without its twin is no code span
 		last := len(parts) - 1
 		parts[last-1] += "`" + parts[last]
@@ -104,7 +106,7 @@ func prose(text string) string {
 	}
 	for i, p := range parts {
 		if i%2 == 1 {
-			parts[i] = code(p)
+			parts[i] = Code(p)
 		} else {
 			lead, tail := "", ""
 			if p != "" && p[0] == ' ' {
@@ -113,18 +115,18 @@ func prose(text string) string {
 			if len(p) > 1 && p[len(p)-1] == ' ' {
 				tail = " "
 			}
-			parts[i] = lead + escape(p) + tail
+			parts[i] = lead + Escape(p) + tail
 		}
 	}
 	return strings.Join(parts, "")
 }
 
-// maxProse in runes.
-const maxProse = 600
+// MaxProse in runes.
+const MaxProse = 600
 
-// table is a Markdown table whose source is aligned too. Columns named in right
+// Table is a Markdown table whose source is aligned too. Columns named in right
 // are aligned to the right. Cells are Markdown already.
-func table(head []string, right map[int]bool, rows [][]string) string {
+func Table(head []string, right map[int]bool, rows [][]string) string {
 	cell := func(s string) string { return strings.ReplaceAll(s, "|", `\|`) }
 	width := make([]int, len(head))
 	all := append([][]string{head}, rows...)
@@ -160,4 +162,47 @@ func table(head []string, right map[int]bool, rows [][]string) string {
 		line(row)
 	}
 	return b.String()
+}
+
+// Cut shortens text to at most n runes.
+func Cut(text string, n int) string {
+	count := 0
+	for i := range text {
+		if count == n {
+			return strings.TrimSpace(text[:i]) + "…"
+		}
+		count++
+	}
+	return text
+}
+
+// Bound cuts text at the end of a line, at n bytes.
+func Bound(text string, n int) string {
+	if len(text) <= n {
+		return text
+	}
+	if i := strings.LastIndexByte(text[:n], '\n'); i >= 0 {
+		n = i
+	}
+	return text[:n] + "\n\n… cut here: it was too long.\n"
+}
+
+// Fence makes a code block of text, keeping its lines. Nothing in one is a mention, a link or
+// markup, and no run of backticks in it ends it.
+func Fence(text string) string {
+	fence := "```"
+	for strings.Contains(text, fence) {
+		fence += "`"
+	}
+	var b strings.Builder
+	for _, r := range strings.TrimRight(strings.ToValidUTF8(text, "\uFFFD"), "\r\n\t ") {
+		switch {
+		case r == '\n' || r == '\t':
+			b.WriteRune(r)
+		case unicode.IsControl(r) || unicode.Is(unicode.Cf, r):
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return fence + "text\n" + b.String() + "\n" + fence + "\n"
 }
