@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,12 +48,16 @@ func TestCommentsOnPullRequests(t *testing.T) {
 		resp.Body.Close()
 		return resp.StatusCode
 	}
+	// The report on the pull request is a comment, too.
+	answers := func() []githubtest.Comment {
+		return slices.DeleteFunc(gh.Comments(repo, 7), func(c githubtest.Comment) bool { return !strings.Contains(c.Body, "<!-- sluice:c-") })
+	}
 	replies := 0
 	reply := func(contains string) {
 		t.Helper()
 		replies++
 		eventually(t, 15*time.Second, "a reply that says "+contains, func() error {
-			all := gh.Comments(repo, 7)
+			all := answers()
 			if len(all) < replies {
 				return fmt.Errorf("%d replies", len(all))
 			}
@@ -115,7 +120,7 @@ func TestCommentsOnPullRequests(t *testing.T) {
 	if v := e.Spec.Version("base"); v.Type != rollout.Control || e.Spec.Default().Name != "base" {
 		t.Errorf("after /rollback base is %q and %s the default", v.Type, e.Spec.Default().Name)
 	}
-	if n := len(gh.Comments(repo, 7)); n != replies {
+	if n := len(answers()); n != replies {
 		t.Errorf("%d replies to %d commands", n, replies)
 	}
 }
