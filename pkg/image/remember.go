@@ -47,6 +47,16 @@ const (
 	tidyEvery   = 24 * time.Hour
 )
 
+// DefaultCacheDir is where the programs of this machine's user keep what was hashed, for Shipper.CacheDir; empty without a
+// home, which keeps nothing.
+func DefaultCacheDir() string {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(dir, "sluice", "layers")
+}
+
 func (m *memory) path(key string) string { return filepath.Join(m.dir, key+".json") }
 
 func (m *memory) get(key string) (remembered, bool) {

@@ -19,6 +19,7 @@ import (
 	"github.com/sethvargo/go-githubactions"
 
 	"github.com/sluice-dev/sluice/pkg/deploy"
+	"github.com/sluice-dev/sluice/pkg/process"
 	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -87,8 +88,8 @@ func Main(ctx context.Context, args, env []string, stdout, stderr io.Writer) (co
 
 // start is Main with another way to the endpoints.
 func start(ctx context.Context, args, env []string, stdout, stderr io.Writer, reach func(*run, context.Context) (*system, error)) (code int) {
-	a := githubactions.New(githubactions.WithWriter(stdout), githubactions.WithGetenv(func(name string) string { return lookup(env, name) }))
-	r := &report{gh: a, out: stdout, outputs: map[string]string{}, onGitHub: lookup(env, "GITHUB_ACTIONS") == "true"}
+	a := githubactions.New(githubactions.WithWriter(stdout), githubactions.WithGetenv(func(name string) string { return process.Getenv(env, name) }))
+	r := &report{gh: a, out: stdout, outputs: map[string]string{}, onGitHub: process.Getenv(env, "GITHUB_ACTIONS") == "true"}
 	defer func() {
 		// The library panics where it cannot write, and nobody reads a log that ends in a trace.
 		if p := recover(); p != nil {
@@ -110,10 +111,11 @@ func start(ctx context.Context, args, env []string, stdout, stderr io.Writer, re
 	if in != nil {
 		run.maskSecrets()
 	}
+	// Also after a mistake in the inputs, which is annotated in the workspace.
+	from, e := findOrigin(a)
+	run.from = from
 	if err == nil {
-		run.from, err = findOrigin(a)
-	} else if o, e := findOrigin(a); e == nil {
-		run.from = o
+		err = e
 	}
 	if err == nil && r.onGitHub {
 		// Before anything is done whose outcome could not be told.

@@ -30,6 +30,29 @@ func (r *run) endpointName() (string, error) {
 	return m.Endpoint, nil
 }
 
+// read reaches the endpoint that is meant.
+func (r *run) read(ctx context.Context) (*system, *rollout.Endpoint, error) {
+	endpoint, err := r.endpointName()
+	if err != nil {
+		return nil, nil, err
+	}
+	r.r.set("endpoint", endpoint)
+	r.summary.endpoint = endpoint
+	sys, err := r.reach(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	key := sys.key(endpoint)
+	e, err := sys.endpoints.Get(ctx, key)
+	if errors.Is(err, cluster.ErrNotFound) {
+		return nil, nil, cluster.UnknownEndpoint(key)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("read endpoint %s: %w", key, err)
+	}
+	return sys, e, nil
+}
+
 // statusOf are the outputs' words for what a command has done.
 var statusOf = map[string]string{
 	commandUpdate: statusUpdated, commandPromote: statusPromoted, commandRollback: statusRolledBack, commandTraffic: statusShifted, commandDelete: statusDeleted,
@@ -44,30 +67,17 @@ func (r *run) change(ctx context.Context, command string) error {
 		r.warn("Pull request %d comes from a fork, or from Dependabot: its workflow has deployed nothing, and changes nothing.", r.from.pullRequest)
 		return nil
 	}
-	endpoint, err := r.endpointName()
+	sys, e, err := r.read(ctx)
+	if command == commandDelete && rollout.ReasonOf(err) == rollout.ReasonUnknownEndpoint {
+		r.r.set("status", statusUnchanged)
+		r.summary.result = "there is no endpoint " + r.summary.endpoint + ": nothing is to be deleted"
+		r.r.say("%s", r.summary.result)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	r.r.set("endpoint", endpoint)
-	r.summary.endpoint = endpoint
-	sys, err := r.reach(ctx)
-	if err != nil {
-		return err
-	}
-	key := sys.key(endpoint)
-	e, err := sys.endpoints.Get(ctx, key)
-	if errors.Is(err, cluster.ErrNotFound) {
-		if command == commandDelete {
-			r.r.set("status", statusUnchanged)
-			r.summary.result = "there is no endpoint " + endpoint + ": nothing is to be deleted"
-			r.r.say("%s", r.summary.result)
-			return nil
-		}
-		return cluster.UnknownEndpoint(key)
-	}
-	if err != nil {
-		return fmt.Errorf("read endpoint %s: %w", key, err)
-	}
+	endpoint := e.Metadata.Name
 	r.summary.before = parts(&e.Spec)
 	version, err := r.versionOf(e, command)
 	if err != nil {
@@ -230,22 +240,9 @@ func (r *run) versionOf(e *rollout.Endpoint, command string) (string, error) {
 
 // status shows an endpoint.
 func (r *run) status(ctx context.Context) error {
-	endpoint, err := r.endpointName()
+	sys, e, err := r.read(ctx)
 	if err != nil {
 		return err
-	}
-	r.r.set("endpoint", endpoint)
-	r.summary.endpoint = endpoint
-	sys, err := r.reach(ctx)
-	if err != nil {
-		return err
-	}
-	e, err := sys.endpoints.Get(ctx, sys.key(endpoint))
-	if errors.Is(err, cluster.ErrNotFound) {
-		return cluster.UnknownEndpoint(sys.key(endpoint))
-	}
-	if err != nil {
-		return fmt.Errorf("read endpoint %s: %w", sys.key(endpoint), err)
 	}
 	if name := r.in.text["version"]; name != "" {
 		v := e.Spec.Version(name)
@@ -257,7 +254,7 @@ func (r *run) status(ctx context.Context) error {
 		r.summary.version = name
 	}
 	r.r.set("status", statusShown)
-	r.after(ctx, sys, endpoint)
+	r.after(ctx, sys, e.Metadata.Name)
 	if ro := e.Status.Rollout; ro != nil && ro.Treatment != "" {
 		r.summary.result = fmt.Sprintf("rollout of %s, step %d: %s %s", ro.Treatment, ro.Step+1, ro.Reason, ro.Message)
 		r.r.say("%s", r.summary.result)

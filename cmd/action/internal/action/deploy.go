@@ -3,6 +3,7 @@ package action
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"github.com/sluice-dev/sluice/pkg/image"
 	"github.com/sluice-dev/sluice/pkg/image/build"
 	"github.com/sluice-dev/sluice/pkg/image/environment"
+	"github.com/sluice-dev/sluice/pkg/process"
 	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -36,12 +38,8 @@ func (r *run) shipper() (image.Shipper, error) {
 		Client: r.client(), Registry: r.in.text["registry"], PullRegistry: r.in.text["pull-registry"], GlobalRegistry: r.in.text["global-registry"],
 		Endpoint: r.in.text["endpoint"], BaseImage: r.in.text["base-image"], Platform: r.in.text["platform"], Rebuild: r.in.is("rebuild"),
 		RunnerImage: r.in.text["runner-image"], Source: r.from.source(), SourceURL: r.from.url, Stage: r.stage, Manifest: r.given,
-		ModelQuery: func(model string) string { return lookup(r.env, project.ModelQueryVariable(model)) },
-	}
-	b := build.Builder{Address: r.in.text["builder"], Keychain: r.keychain(), Progress: r.progress}
-	s.Builder = b
-	if dir, err := os.UserCacheDir(); err == nil {
-		s.CacheDir = filepath.Join(dir, "sluice", "layers")
+		Builder: build.Builder{Address: r.in.text["builder"], Keychain: r.keychain(), Progress: r.progress}, CacheDir: image.DefaultCacheDir(),
+		ModelQuery: func(model string) string { return process.Getenv(r.env, project.ModelQueryVariable(model)) },
 	}
 	if s.RunnerImage == "" {
 		file, err := bundledRunner()
@@ -181,16 +179,10 @@ func (k keeping) Ship(ctx context.Context, dir string) (deploy.Shipment, error) 
 
 // shipped says in outputs and summary what the image is, and why its environment was built.
 func (r *run) shipped(ctx context.Context, sys *system, s deploy.Shipment) {
-	r.image(s)
-	endpoint := r.in.text["endpoint"]
-	if endpoint == "" {
-		endpoint = s.Endpoint
-	}
+	s = r.image(s)
+	endpoint := cmp.Or(r.in.text["endpoint"], s.Endpoint)
 	r.r.set("endpoint", endpoint)
 	r.summary.endpoint, r.summary.version = endpoint, s.Name
-	if v := r.version(); v != "" {
-		r.summary.version = v
-	}
 	before, err := sys.endpoints.Get(ctx, sys.key(endpoint))
 	if err != nil {
 		return // it is new, or the deploy will say what is wrong
@@ -204,24 +196,21 @@ func (r *run) shipped(ctx context.Context, sys *system, s deploy.Shipment) {
 // version is the input's, or the one by the run's commit: workflows make files that git does not have, and the same commit is
 // to have the same name all the same. Empty by hand, where the shipper finds the name.
 func (r *run) version() string {
-	if v := r.in.text["version"]; v != "" {
-		return v
-	}
-	return r.from.versionName()
+	return cmp.Or(r.in.text["version"], r.from.versionName())
 }
 
-func (r *run) image(s deploy.Shipment) {
+// image sets the outputs about an image, and gives the shipment with the name that its version gets.
+func (r *run) image(s deploy.Shipment) deploy.Shipment {
 	r.r.set("image", s.Image)
 	if _, digest, ok := strings.Cut(s.Image, "@"); ok {
 		r.r.set("digest", digest)
 	}
 	r.r.set("environment-hash", s.Environment.Hash)
 	r.r.set("environment-source", string(s.Environment.Source))
-	if v := r.version(); v != "" {
-		s.Name = v
-	}
+	s.Name = cmp.Or(r.version(), s.Name)
 	r.r.set("version", s.Name)
 	r.summary.ship = &s
+	return s
 }
 
 // whyBuilt compares the environment with that of the endpoint's control, or of its default.
@@ -410,13 +399,8 @@ func (r *run) check(ctx context.Context, status string) error {
 	if err != nil {
 		return err
 	}
-	if v := r.version(); v != "" {
-		name = v
-	}
-	endpoint := r.in.text["endpoint"]
-	if endpoint == "" {
-		endpoint = res.Manifest.Endpoint
-	}
+	name = cmp.Or(r.version(), name)
+	endpoint := cmp.Or(r.in.text["endpoint"], res.Manifest.Endpoint)
 	r.r.set("endpoint", endpoint)
 	r.r.set("version", name)
 	r.r.set("status", status)
@@ -530,14 +514,8 @@ func (r *run) packageOnly(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if v := r.version(); v != "" {
-		s.Name = v
-	}
-	r.image(s)
-	endpoint := r.in.text["endpoint"]
-	if endpoint == "" {
-		endpoint = s.Endpoint
-	}
+	s = r.image(s)
+	endpoint := cmp.Or(r.in.text["endpoint"], s.Endpoint)
 	r.r.set("endpoint", endpoint)
 	r.r.set("status", statusPackaged)
 	r.summary.endpoint, r.summary.version, r.summary.result = endpoint, s.Name, "the image is in its registry; nothing was deployed"

@@ -26,6 +26,7 @@ import (
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/cluster/memory"
+	"github.com/sluice-dev/sluice/pkg/process"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -235,7 +236,7 @@ func (w *world) step(e event, inputs []string, more ...string) result {
 	var stdout, stderr bytes.Buffer
 	out := result{}
 	out.code = start(w.t.Context(), nil, env, &stdout, &stderr, func(r *run, ctx context.Context) (*system, error) {
-		if r.in.text["target"] == targetServer || r.in.text["kubeconfig"] != "" || lookup(env, "KUBECONFIG") != "" {
+		if r.in.text["target"] == targetServer || r.in.text["kubeconfig"] != "" || process.Getenv(env, "KUBECONFIG") != "" {
 			return r.reachTarget(ctx)
 		}
 		ns := r.in.text["namespace"]
@@ -245,8 +246,8 @@ func (w *world) step(e event, inputs []string, more ...string) result {
 		return &system{endpoints: cluster.Editing(w.store), keys: w.keys, logs: fakeLogs{}, namespace: ns}, nil
 	})
 	out.log, out.stderr = stdout.String(), stderr.String()
-	out.outputs = readOutputs(w.t, lookup(env, "GITHUB_OUTPUT"))
-	if b, err := os.ReadFile(lookup(env, "GITHUB_STEP_SUMMARY")); err == nil {
+	out.outputs = readOutputs(w.t, process.Getenv(env, "GITHUB_OUTPUT"))
+	if b, err := os.ReadFile(process.Getenv(env, "GITHUB_STEP_SUMMARY")); err == nil {
 		out.summary = string(b)
 	}
 	for line := range strings.SplitSeq(out.log, "\n") {

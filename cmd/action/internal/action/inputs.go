@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/process"
 	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -143,7 +144,7 @@ func parse(args, env []string, usage io.Writer) (*inputs, error) {
 	in := &inputs{text: map[string]string{}, given: map[string]bool{}, lists: map[string][]string{}}
 	errs := unknownInputs(env)
 	for _, i := range table {
-		value := strings.TrimSpace(lookup(env, "INPUT_"+strings.ToUpper(i.name)))
+		value := strings.TrimSpace(process.Getenv(env, "INPUT_"+strings.ToUpper(i.name)))
 		if set[i.name] {
 			value = strings.TrimSpace(*fromFlags[i.name])
 		}
@@ -169,7 +170,7 @@ func parse(args, env []string, usage io.Writer) (*inputs, error) {
 const compositeInputs = "SLUICE_ACTION_INPUTS"
 
 func withComposite(env []string) ([]string, error) {
-	raw := lookup(env, compositeInputs)
+	raw := process.Getenv(env, compositeInputs)
 	if raw == "" {
 		return env, nil
 	}
@@ -185,16 +186,6 @@ func withComposite(env []string) ([]string, error) {
 		}
 	}
 	return env, nil
-}
-
-// lookup is process.Getenv, which finds the last.
-func lookup(env []string, name string) string {
-	for _, kv := range slices.Backward(env) {
-		if k, v, _ := strings.Cut(kv, "="); k == name {
-			return v
-		}
-	}
-	return ""
 }
 
 // unknownInputs are mistakes in names, of which GitHub only warns.

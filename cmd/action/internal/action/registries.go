@@ -6,6 +6,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/sluice-dev/sluice/pkg/process"
 )
 
 // githubRegistry is GitHub's, whose users log in with the workflow's token.
@@ -44,7 +46,7 @@ func (r *run) keychain() keychain {
 		githubHost: githubRegistry, actor: r.from.actor, token: r.in.text["github-token"], rest: authn.DefaultKeychain,
 	}
 	// GitHub Enterprise Server's is containers.HOST.
-	if u, err := url.Parse(lookup(r.env, "GITHUB_SERVER_URL")); err == nil && u.Host != "" && u.Host != "github.com" {
+	if u, err := url.Parse(process.Getenv(r.env, "GITHUB_SERVER_URL")); err == nil && u.Host != "" && u.Host != "github.com" {
 		k.githubHost = "containers." + u.Host
 	}
 	return k

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/sluice-dev/sluice/pkg/api/client"
+	"github.com/sluice-dev/sluice/pkg/process"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -14,7 +15,7 @@ import (
 func (r *run) reachServer(context.Context) (*system, error) {
 	server := strings.TrimRight(r.in.text["server"], "/")
 	audience := cmp.Or(r.in.text["server-audience"], server)
-	if lookup(r.env, "ACTIONS_ID_TOKEN_REQUEST_URL") == "" || lookup(r.env, "ACTIONS_ID_TOKEN_REQUEST_TOKEN") == "" {
+	if process.Getenv(r.env, "ACTIONS_ID_TOKEN_REQUEST_URL") == "" || process.Getenv(r.env, "ACTIONS_ID_TOKEN_REQUEST_TOKEN") == "" {
 		return nil, &rollout.Error{
 			Reason: rollout.ReasonDenied, Field: "server", Message: "GitHub makes no token for this job, by which it would prove who it is to the server",
 			Hint: "give the job `permissions: {id-token: write}`; workflows of pull requests from forks cannot have it",

@@ -18,6 +18,7 @@ import (
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/cluster/kube"
 	"github.com/sluice-dev/sluice/pkg/deploy"
+	"github.com/sluice-dev/sluice/pkg/process"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -41,14 +42,10 @@ func checkServer(server string) *rollout.Error {
 		return invalid("server", "write it as https://HOST", "%q is not the address of a server", server)
 	case u.User != nil:
 		return invalid("server", "leave the credentials out: the workflow proves itself by its token", "the address holds credentials")
-	case u.Scheme == "http" && !loopback(u.Hostname()):
+	case u.Scheme == "http" && !access.Loopback(u.Hostname()):
 		return invalid("server", "write https://", "a token would cross the network in plain text")
 	}
 	return nil
-}
-
-func loopback(host string) bool {
-	return host == "localhost" || host == "::1" || strings.HasPrefix(host, "127.")
 }
 
 func (r *run) reachTarget(ctx context.Context) (*system, error) {
@@ -93,7 +90,7 @@ func (r *run) kubeconfig() (string, error) {
 	path := ""
 	switch {
 	case isKubeconfig(given):
-		dir, err := os.MkdirTemp(lookup(r.env, "RUNNER_TEMP"), "sluice-*")
+		dir, err := os.MkdirTemp(process.Getenv(r.env, "RUNNER_TEMP"), "sluice-*")
 		if err != nil {
 			return "", fmt.Errorf("keep kubeconfig: %w", err)
 		}
@@ -116,15 +113,15 @@ func (r *run) kubeconfig() (string, error) {
 		}
 	default:
 		// Those that a login step has written lie outside of what a container action sees.
-		path = lookup(r.env, "KUBECONFIG")
+		path = process.Getenv(r.env, "KUBECONFIG")
 		if path != "" && !strings.Contains(path, string(filepath.ListSeparator)) {
 			if _, err := os.Stat(path); err != nil {
 				return "", invalid("kubeconfig", composite, "KUBECONFIG names %s, which is not there", path)
 			}
 		}
-		home := lookup(r.env, "HOME")
+		home := process.Getenv(r.env, "HOME")
 		_, err := os.Stat(filepath.Join(home, ".kube", "config"))
-		if path == "" && err != nil && lookup(r.env, "KUBERNETES_SERVICE_HOST") == "" {
+		if path == "" && err != nil && process.Getenv(r.env, "KUBERNETES_SERVICE_HOST") == "" {
 			return "", invalid("kubeconfig", "give it the text of a kubeconfig from a secret, or name Sluice's webhook service with server", "it is not said how the cluster is reached")
 		}
 	}

@@ -42,7 +42,7 @@ func (a *app) insecureFlag(f *pflag.FlagSet) {
 func (a *app) imageShipper(src project.Source, progress deploy.Progress) image.Shipper {
 	f := &a.images
 	return image.Shipper{
-		CacheDir: layersDir(), Manifest: a.manifest,
+		CacheDir: image.DefaultCacheDir(), Manifest: a.manifest,
 		Client:   image.Client{Insecure: f.insecure, Progress: progress},
 		Registry: f.registry, PullRegistry: f.pullRegistry, BaseImage: f.baseImage, RunnerImage: f.runnerImage, Platform: f.platform, Source: src,
 		ModelQuery:     func(model string) string { return a.io.Getenv(project.ModelQueryVariable(model)) },

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -41,7 +39,7 @@ the same registry take the model from there without it passing through the machi
 
 func (a *app) modelPush(ctx context.Context, path, ref string) error {
 	client := image.Client{Insecure: a.images.insecure, Progress: a.progress}
-	pushed, err := client.PushModel(ctx, path, ref, layersDir())
+	pushed, err := client.PushModel(ctx, path, ref, image.DefaultCacheDir())
 	if err != nil {
 		return err
 	}
@@ -55,13 +53,4 @@ func (a *app) modelPush(ctx context.Context, path, ref string) error {
 		}
 		_, _ = fmt.Fprintf(w, "In a manifest: models: [{name: NAME, version: \"1\", uri: \"oci://%s\"}]\n", pushed.Ref)
 	})
-}
-
-// layersDir keeps what was hashed; empty without a home.
-func layersDir() string {
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		return ""
-	}
-	return filepath.Join(dir, "sluice", "layers")
 }
