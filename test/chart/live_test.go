@@ -259,6 +259,10 @@ func TestLiveRights(t *testing.T) {
 		flags []string
 		env   []string
 	}
+	policy := filepath.Join(t.TempDir(), "policy.yaml")
+	if err := os.WriteFile(policy, []byte(named[*corev1.ConfigMap](t, all, "sluice-webhook-api").Data["policy.yaml"]), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	hook := free(t)
 	health, admin := free(t), free(t)
 	programs := []program{
@@ -270,7 +274,7 @@ func TestLiveRights(t *testing.T) {
 		}, []string{"--admin-address=" + free(t), "--health-address=" + health}, nil},
 		{"webhook", func(ctx context.Context, args, env []string, out *output) int {
 			return webhookcmd.Main(ctx, args, env, out, out)
-		}, []string{"--listen=" + hook, "--github-api-url=" + gh.URL, "--github-app-id=0", "--github-app-key-file=", "--grace=1s"}, []string{"SLUICE_WEBHOOK_SECRET=" + secret, "SLUICE_GITHUB_TOKEN=" + githubtest.Token}},
+		}, []string{"--listen=" + hook, "--github-api-url=" + gh.URL, "--github-app-id=0", "--github-app-key-file=", "--api-policy=" + policy, "--grace=1s"}, []string{"SLUICE_WEBHOOK_SECRET=" + secret, "SLUICE_GITHUB_TOKEN=" + githubtest.Token}},
 	}
 	logs := map[string]*output{}
 	running, stop := context.WithCancel(ctx)
@@ -400,14 +404,12 @@ func TestLiveRights(t *testing.T) {
 		if _, held, _ := unstructured.NestedMap(e.Object, "spec", "hold"); !held {
 			return errors.New("not held")
 		}
-		journal, err := l.dynamic.Resource(v1alpha1.GroupVersion().WithResource("journalentries")).Namespace(l.system).List(ctx, metav1.ListOptions{})
+		// What reports are done has entries of its own.
+		entry, err := l.dynamic.Resource(v1alpha1.GroupVersion().WithResource("journalentries")).Namespace(l.system).Get(ctx, fmt.Sprintf("c-%d-1", comment.ID), metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
-		if len(journal.Items) != 1 {
-			return fmt.Errorf("%d entries", len(journal.Items))
-		}
-		if state, _, _ := unstructured.NestedString(journal.Items[0].Object, "status", "state"); state != "done" {
+		if state, _, _ := unstructured.NestedString(entry.Object, "status", "state"); state != "done" {
 			return fmt.Errorf("state %q", state)
 		}
 		return nil

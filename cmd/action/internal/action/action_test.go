@@ -247,7 +247,7 @@ func TestUnhealthy(t *testing.T) {
 	} {
 		t.Run(string(reason), func(t *testing.T) {
 			w.t = t
-			w.broken["sha-bad0000"] = state
+			w.broken.Store("sha-bad0000", state)
 			w.write("score.py", "pass # "+string(reason)+"\n")
 			out := w.step(push('b'), with("version", "sha-bad0000", "timeout", "300ms", "traffic-percentile", "10")).refused(t, reason)
 			if !strings.Contains(out.log, "ValueError: no weights") || len(out.annotationLines) != 1 || !strings.Contains(out.annotationLines[0], state.Message) {
@@ -517,7 +517,7 @@ func TestRolledBackStaysOut(t *testing.T) {
 // What mends a first version that never served takes its place.
 func TestFirstVersionThatNeverServed(t *testing.T) {
 	w := newWorld(t)
-	w.broken["sha-aaaaaaa"] = rollout.VersionStatus{Reason: rollout.ReasonInitFailed, Message: "init() raised"}
+	w.broken.Store("sha-aaaaaaa", rollout.VersionStatus{Reason: rollout.ReasonInitFailed, Message: "init() raised"})
 	w.step(push('a'), nil).refused(t, rollout.ReasonInitFailed)
 	w.write("score.py", "pass # mended\n")
 	out := w.step(push('b'), with("traffic-percentile", "10")).ok(t, statusDeployed)

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -59,8 +60,8 @@ type world struct {
 	registry  string
 	store     *memory.Store
 	keys      *memory.Keys
-	// broken versions never become ready.
-	broken map[string]rollout.VersionStatus
+	// broken versions never become ready: names to what is told of them.
+	broken sync.Map
 	runs   int
 }
 
@@ -80,7 +81,7 @@ func newWorld(t *testing.T) *world {
 	if runtime.GOOS != "linux" {
 		t.Skip("images are made on Linux")
 	}
-	w := &world{t: t, workspace: t.TempDir(), store: memory.NewStore(), keys: memory.NewKeys(), broken: map[string]rollout.VersionStatus{}}
+	w := &world{t: t, workspace: t.TempDir(), store: memory.NewStore(), keys: memory.NewKeys()}
 	s := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(s.Close)
 	w.registry = strings.TrimPrefix(s.URL, "http://")
@@ -117,8 +118,8 @@ func newWorld(t *testing.T) *world {
 				e.Status.ScoringURI, e.Status.Versions = score.URL, nil
 				for _, v := range e.Spec.Versions {
 					s := rollout.VersionStatus{Name: v.Name, ReadyReplicas: 3, Replicas: 3}
-					if is, ok := w.broken[v.Name]; ok {
-						s, s.Name = is, v.Name
+					if is, ok := w.broken.Load(v.Name); ok {
+						s, s.Name = is.(rollout.VersionStatus), v.Name
 					}
 					e.Status.Versions = append(e.Status.Versions, s)
 				}
