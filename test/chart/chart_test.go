@@ -649,7 +649,7 @@ func TestValues(t *testing.T) {
 				t.Errorf("has the right %s", id)
 			}
 		}
-		if off := decode(t, template(t, "testdata/network.yaml")); len(of[*corev1.ConfigMap](off)) > 0 || strings.Contains(fmt.Sprint(named[*appsv1.Deployment](t, off, "sluice-webhook").Spec.Template), "api-policy") {
+		if off := decode(t, template(t, "testdata/network.yaml")); slices.ContainsFunc(of[*corev1.ConfigMap](off), func(c *corev1.ConfigMap) bool { return c.Name == config.Name }) || strings.Contains(fmt.Sprint(named[*appsv1.Deployment](t, off, "sluice-webhook").Spec.Template), "api-policy") {
 			t.Error("without the API something of it is there")
 		}
 	})
