@@ -574,12 +574,19 @@ func TestValues(t *testing.T) {
 		if len(in) != 1 || len(in[0].Spec.Rules[0].HTTP.Paths) != 2 || in[0].Spec.Rules[0].HTTP.Paths[0].Path != "/webhooks/github" || in[0].Spec.Rules[0].HTTP.Paths[0].Backend.Service.Name != "sluice-webhook" {
 			t.Errorf("ingress %+v", in)
 		}
+		hooked := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template
+		if !slices.ContainsFunc(hooked.Spec.Volumes, func(v corev1.Volume) bool {
+			return v.ConfigMap != nil && v.ConfigMap.Name == "authorities" && v.ConfigMap.Items[0].Key == "ghes.pem"
+		}) ||
+			!slices.ContainsFunc(hooked.Spec.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == "ca" && m.MountPath == "/etc/sluice/ca" }) ||
+			!slices.Contains(hooked.Spec.Containers[0].Env, corev1.EnvVar{Name: "SSL_CERT_DIR", Value: "/etc/sluice/ca"}) {
+			t.Errorf("the authorities are not given to the program: %+v", hooked.Spec)
+		}
 		config := named[*corev1.ConfigMap](t, all, "sluice-webhook-github")
 		p, err := chatops.ParsePermissions([]byte(config.Data["permissions.yaml"]))
 		if err != nil || p.Rule(chatops.Promote).Role != chatops.PermissionMaintain || p.Rule(chatops.Promote).Teams[0] != "ml-leads" || p.RepositoryFile != ".github/sluice.yaml" {
 			t.Errorf("permissions %+v, %v", p, err)
 		}
-		hooked := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template
 		other := decode(t, template(t, "testdata/github.yaml", "--set", "github.permissions.commands.promote.role=admin"))
 		was, is := hooked.Annotations["sluice.dev/github-permissions"], named[*appsv1.Deployment](t, other, "sluice-webhook").Spec.Template.Annotations["sluice.dev/github-permissions"]
 		if was == "" || was == is {

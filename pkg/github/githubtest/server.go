@@ -104,8 +104,16 @@ func SecondaryLimit(status, seconds int) Fault {
 	}
 }
 
-// New starts a server that ends with the test.
+// New starts a server on a loopback address that ends with the test.
 func New(t testing.TB) *Server {
+	t.Helper()
+	s := newServer(t)
+	s.Start()
+	t.Cleanup(s.Close)
+	return s
+}
+
+func newServer(t testing.TB) *Server {
 	t.Helper()
 	s := &Server{
 		t: t, contract: openContract(t), repos: map[string]*repository{}, accounts: map[string]int64{},
@@ -123,8 +131,7 @@ func New(t testing.TB) *Server {
 		t.Errorf("GitHub was asked for %s %s, which the fake does not know", r.Method, r.URL.Path)
 		fail(w, http.StatusNotFound, "Not Found")
 	})
-	s.Server = httptest.NewServer(s.gate(r))
-	t.Cleanup(s.Close)
+	s.Server = httptest.NewUnstartedServer(s.gate(r))
 	return s
 }
 
