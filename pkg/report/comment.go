@@ -197,11 +197,23 @@ func shares(e *rollout.Endpoint, p PullRequest, s standing) string {
 		}
 		rows = append(rows, []string{markdown.Code(v.Name), strings.Join(role, ", "), e.Spec.Effective(v.Name).String() + " %", n, r, pc, took, ready})
 	}
-	out := markdown.Table([]string{"version", "role", "gets", "requests", "errors", "error rate", "p50 / p99", "replicas ready"}, map[int]bool{2: true, 3: true, 4: true, 5: true, 6: true}, rows)
+	head, right := []string{"version", "role", "gets", "requests", "errors", "error rate", "p50 / p99", "replicas ready"}, map[int]bool{2: true, 3: true, 4: true, 5: true, 6: true}
+	measured := slices.ContainsFunc(rows, func(r []string) bool { return r[6] != "" })
+	// What nobody has is no column: those in the middle may be empty.
+	for i := 6; i >= 3; i-- {
+		if !slices.ContainsFunc(rows, func(r []string) bool { return r[i] != "" }) {
+			head = slices.Delete(head, i, i+1)
+			for n := range rows {
+				rows[n] = slices.Delete(rows[n], i, i+1)
+			}
+			delete(right, len(head)-1)
+		}
+	}
+	out := markdown.Table(head, right, rows)
 	if own != nil {
 		out += "\nRequests and errors are those that were judged since " + markdown.Code(own.Treatment) + " began: pinned and refused ones do not count.\n"
 	}
-	if t := e.Status.Traffic; t != nil && slices.ContainsFunc(rows, func(r []string) bool { return r[6] != "" }) {
+	if t := e.Status.Traffic; t != nil && measured {
 		out += fmt.Sprintf("\nDurations are those of the 10 s until %s, at the router where they were longest; in brackets against the control.\n", t.At.UTC().Format("15:04 UTC"))
 	}
 	return out
