@@ -43,7 +43,7 @@ func ParseHook(text string) (Hook, error) {
 		return Hook{}, nil
 	}
 	parts := strings.Split(text, "/")
-	if len(parts) == 3 && loginPattern.MatchString(parts[0]) && repositoryPattern.MatchString(parts[1]) {
+	if len(parts) == 3 && loginPattern.MatchString(parts[0]) && repositoryName(parts[1]) {
 		if id, err := strconv.ParseInt(parts[2], 10, 64); err == nil && id > 0 {
 			return Hook{parts[0], parts[1], id}, nil
 		}

@@ -167,6 +167,11 @@ var (
 	repositoryPattern = regexp.MustCompile(`^[-_.A-Za-z0-9]{1,100}$`)
 )
 
+// repositoryName says whether GitHub lets a repository be called that; a path of dots it does not.
+func repositoryName(s string) bool {
+	return repositoryPattern.MatchString(s) && strings.Trim(s, ".") != ""
+}
+
 // The parts of events. go-github's types are not used, because they fail on some of GitHub's times.
 type (
 	account struct {
@@ -186,7 +191,7 @@ func (p place) at(installation int64) chatops.Repository {
 
 // named says whether the repository has a name that GitHub would give.
 func (p place) named() bool {
-	return p.ID > 0 && loginPattern.MatchString(p.Owner.Login) && repositoryPattern.MatchString(p.Name)
+	return p.ID > 0 && loginPattern.MatchString(p.Owner.Login) && repositoryName(p.Name)
 }
 
 // commentEvent is what is read of issue_comment events.

@@ -59,7 +59,7 @@ type Redeliverer struct {
 
 	newest time.Time // of what was listed
 	missed map[string]*missed
-	given  map[string]time.Time // given up, by GUID, and when they were delivered
+	given  map[string]time.Time // given up, by GUID, and when they were delivered last
 }
 
 // missed is an event that nobody took yet.
@@ -128,6 +128,9 @@ func (r *Redeliverer) note(all []Delivery) {
 		}
 		m := r.missed[d.GUID]
 		if m == nil {
+			if d.Redelivery { // what happened first is not listed any more: it is too old, or was taken
+				continue
+			}
 			m = &missed{first: d.DeliveredAt, again: map[int64]bool{}}
 			r.missed[d.GUID] = m
 		}
@@ -150,14 +153,13 @@ func maxTime(a, b time.Time) time.Time {
 // forget what GitHub does not deliver any more.
 func (r *Redeliverer) forget(ctx context.Context, now time.Time) {
 	for guid, at := range r.given {
-		if now.Sub(at) > lookBack {
+		if now.Sub(at) > lookBack+overlap { // it is not listed again
 			delete(r.given, guid)
 		}
 	}
-	for guid, m := range r.missed {
+	for _, m := range r.missed {
 		if now.Sub(m.first) > lookBack {
-			delete(r.missed, guid)
-			r.log.WarnContext(ctx, "a delivery is lost: GitHub does not deliver it again any more", m.attrs()...)
+			r.giveUp(ctx, m, "GitHub does not deliver it any more")
 		}
 	}
 	if over := len(r.missed) - maxMissed; over > 0 {
@@ -175,7 +177,7 @@ func (m *missed) attempts() int { return max(len(m.again), m.asked) }
 
 func (r *Redeliverer) giveUp(ctx context.Context, m *missed, why string) {
 	delete(r.missed, m.GUID)
-	r.given[m.GUID] = m.first
+	r.given[m.GUID] = m.DeliveredAt
 	r.log.WarnContext(ctx, "a delivery is not asked for again: "+why, m.attrs()...)
 }
 
