@@ -13,7 +13,7 @@ import (
 const (
 	// firstLook waits until what leads deliveries here knows of this process.
 	firstLook = 30 * time.Second
-	// lostAttempts, after lostWait and then ever longer, of what did not arrive or found us busy: for two days.
+	// lostAttempts, after lostWait and then ever longer, of what did not arrive or found us busy: for a day and a half.
 	lostAttempts = 10
 	lostWait     = 5 * time.Minute
 	longestWait  = 12 * time.Hour
