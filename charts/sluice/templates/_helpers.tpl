@@ -103,6 +103,12 @@ rules:
   {{- toYaml .Values.api.policy.rules | nindent 2 }}
 {{- end -}}
 
+{{- define "sluice.permissions" -}}
+apiVersion: sluice.dev/v1alpha1
+kind: CommandPermissions
+{{ toYaml .Values.github.permissions }}
+{{- end -}}
+
 {{- /* How many pods: (list $ replicas). */ -}}
 {{- define "sluice.replicas" -}}
 {{- $root := index . 0 -}}
