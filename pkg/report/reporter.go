@@ -65,9 +65,11 @@ type Config struct {
 	Settle time.Duration
 	// Overlap is how long another process that began to write a comment is let finish; 15 s unless set.
 	Overlap time.Duration
-	// Prefix and OnMerge are those of Options.
-	Prefix  bool
-	OnMerge string
+	// Prefix, OnMerge, Permissions and Pictures are those of Options.
+	Prefix      bool
+	OnMerge     string
+	Permissions bool
+	Pictures    *Pictures
 }
 
 const (
@@ -356,7 +358,7 @@ func (r *Reporter) forget(key rollout.Key, but []PullRequest) {
 
 // options of an endpoint: where another of its name reports to the same repository, the check's name has the namespace.
 func (r *Reporter) options(all []*rollout.Endpoint, e *rollout.Endpoint) Options {
-	o := Options{Buttons: r.o.GitHub.App(), Prefix: r.o.Prefix, OnMerge: r.o.OnMerge}
+	o := Options{Buttons: r.o.GitHub.App(), Prefix: r.o.Prefix, OnMerge: r.o.OnMerge, Permissions: r.o.Permissions, Pictures: r.o.Pictures}
 	for _, x := range all {
 		if x.Metadata.Name == e.Metadata.Name && x.Key() != e.Key() && slices.ContainsFunc(x.Spec.Repositories, func(id int64) bool { return slices.Contains(e.Spec.Repositories, id) }) {
 			o.Check = "sluice/" + e.Key().String()

@@ -105,7 +105,7 @@ type Options struct {
 	// Commands are further options of commands, for role github: PrefixOnly, OnMerge, Patience, Permissions and Directory.
 	Commands chatops.Options
 	// Reports show on pull requests what becomes of their versions, for role github, if their GitHub is set.
-	// Of them GitHub, Every and Gap count.
+	// Of them GitHub, Every, Gap and Pictures count.
 	Reports report.Config
 	// API serves what is neither a webhook nor health, for role api (pkg/api). Without it those paths are 404.
 	API http.Handler
@@ -212,6 +212,10 @@ func Run(ctx context.Context, o Options) (err error) {
 		if rc := o.Reports; rc.GitHub != nil {
 			rc.Store, rc.Journal, rc.Logger = o.Store, o.Journal, o.Logger
 			rc.Prefix, rc.OnMerge = c.PrefixOnly, report.OnMergeText(string(c.OnMerge))
+			rc.Permissions = c.Permissions != nil
+			if rc.Pictures != nil {
+				router.PathPrefix(report.PicturePath).Handler(rc.Pictures.Handler(o.Store))
+			}
 			reports = report.NewReporter(rc)
 			events.OnTouched, events.OnActivity = reports.Look, reports.Notice
 		}

@@ -559,7 +559,7 @@ func TestValues(t *testing.T) {
 		all := decode(t, template(t, "testdata/github.yaml"))
 		pod := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec
 		c := pod.Containers[0]
-		for _, flag := range []string{"--roles=github,api", "--github-app-id=123456789", "--github-app-key-file=/etc/sluice/github/private-key.pem", "--github-api-url=https://github.example/api/v3/", "--github-on-merge=nothing", "--github-reports=true", "--intake=push"} {
+		for _, flag := range []string{"--roles=github,api", "--github-app-id=123456789", "--github-app-key-file=/etc/sluice/github/private-key.pem", "--github-api-url=https://github.example/api/v3/", "--github-on-merge=nothing", "--github-reports=true", "--intake=push", "--public-url=https://sluice.example"} {
 			if !slices.Contains(c.Args, flag) {
 				t.Errorf("%q lacks %s", c.Args, flag)
 			}
@@ -571,7 +571,7 @@ func TestValues(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 		in := of[*networkingv1.Ingress](all)
-		if len(in) != 1 || len(in[0].Spec.Rules[0].HTTP.Paths) != 2 || in[0].Spec.Rules[0].HTTP.Paths[0].Path != "/webhooks/github" || in[0].Spec.Rules[0].HTTP.Paths[0].Backend.Service.Name != "sluice-webhook" {
+		if len(in) != 1 || len(in[0].Spec.Rules[0].HTTP.Paths) != 3 || in[0].Spec.Rules[0].HTTP.Paths[0].Path != "/webhooks/github" || in[0].Spec.Rules[0].HTTP.Paths[1].Path != "/pictures" || in[0].Spec.Rules[0].HTTP.Paths[0].Backend.Service.Name != "sluice-webhook" {
 			t.Errorf("ingress %+v", in)
 		}
 		hooked := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template
@@ -598,7 +598,7 @@ func TestValues(t *testing.T) {
 		}
 	})
 	t.Run("github polled", func(t *testing.T) {
-		all := decode(t, template(t, "testdata/github.yaml", "--set", "github.intake=poll,github.webhookSecret.name="))
+		all := decode(t, template(t, "testdata/github.yaml", "--set", "github.intake=poll,github.webhookSecret.name=,github.publicURL="))
 		c := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec.Containers[0]
 		if !slices.Contains(c.Args, "--intake=poll") || len(c.Env) != 0 {
 			t.Errorf("%q, %+v", c.Args, c.Env)
@@ -708,7 +708,7 @@ func TestValues(t *testing.T) {
 			}
 			for _, in := range of[*networkingv1.Ingress](all) {
 				for _, p := range in.Spec.Rules[0].HTTP.Paths {
-					if p.Path != "/webhooks/github" && p.Path != "/apis/sluice/v1" {
+					if p.Path != "/webhooks/github" && p.Path != "/apis/sluice/v1" && p.Path != "/pictures" {
 						t.Errorf("%s: the ingress leads to %s", values, p.Path)
 					}
 				}

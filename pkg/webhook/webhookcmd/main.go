@@ -12,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -24,6 +25,7 @@ import (
 	"github.com/sluice-dev/sluice/pkg/github"
 	"github.com/sluice-dev/sluice/pkg/page"
 	"github.com/sluice-dev/sluice/pkg/process"
+	"github.com/sluice-dev/sluice/pkg/report"
 	"github.com/sluice-dev/sluice/pkg/webhook"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -78,6 +80,7 @@ type config struct {
 	redeliverEvery time.Duration
 
 	permissions string
+	publicURL   string
 	onMerge     string
 	prefixOnly  bool
 	reports     bool
@@ -120,6 +123,7 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.appKeyFile, "github-app-key-file", "", "file with the App's private key in PEM")
 	f.DurationVar(&c.pause, "github-write-pause", github.WritePause, "time between two writing requests to GitHub's API, which go one at a time; less than 1s only for a server of your own")
 	f.StringVar(&c.permissions, "github-permissions", "", "file that says which role or team each command needs; without it each needs the role write")
+	f.StringVar(&c.publicURL, "public-url", "", "address by which GitHub reaches this server, such as https://sluice.example: reports then link pictures of the steps, which GitHub fetches at /pictures/")
 	f.StringVar(&c.onMerge, "github-on-merge", string(chatops.MergeNothing), "what the merge of a pull request does to its treatment: promote, continue (judging, and say so) or nothing")
 	f.BoolVar(&c.prefixOnly, "github-prefix-only", false, "heed only commands with /sluice before them, such as /sluice promote: other bots may own the bare words")
 	f.BoolVar(&c.reports, "github-reports", true, "show on pull requests what becomes of their versions: a comment, a check run or commit status, a deployment")
@@ -209,6 +213,9 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		o.Commands.Directory = client
 		if c.reports {
 			o.Reports.GitHub = client
+			if o.Reports.Pictures, err = c.pictures(o.Secrets); err != nil {
+				return err
+			}
 		}
 	}
 	serveAPI := apiOff
@@ -296,6 +303,18 @@ func wireLocal(_ context.Context, c config, o *webhook.Options, log *slog.Logger
 		o.Control = func(ctx context.Context) error { return runControl(ctx, c, *o, log) }
 	}
 	return nil
+}
+
+// pictures in reports; none without an address by which GitHub fetches them.
+func (c config) pictures(secrets [][]byte) (*report.Pictures, error) {
+	if c.publicURL == "" {
+		return nil, nil
+	}
+	u, err := url.Parse(c.publicURL)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.ContainsAny(c.publicURL, " ()[]<>\"\\") {
+		return nil, &rollout.Error{Reason: rollout.ReasonInvalid, Field: "public-url", Message: "the public address must be an https URL", Hint: "give it as GitHub reaches it, such as https://sluice.example"}
+	}
+	return &report.Pictures{URL: strings.TrimRight(c.publicURL, "/"), Keys: secrets}, nil
 }
 
 func apiOff(_ *webhook.Options, log *slog.Logger) (http.Handler, error) {
