@@ -678,6 +678,75 @@ func TestCrashAfterEffect(t *testing.T) {
 	w.wantShares(control + " control 97, " + treated + " treatment 3")
 }
 
+// TestLateComments: GitHub may deliver a comment long after it was written, or after a later one. It undoes nothing that was meant after it.
+func TestLateComments(t *testing.T) {
+	t.Parallel()
+	shift := rollout.Shift{Version: treated, Percent: 3 * rollout.OnePercent}
+	for name, tc := range map[string]struct {
+		id     int64
+		ago    time.Duration
+		body   string
+		change string // the id of what was done after it was written
+		actor  string
+		want   rollout.Reason
+	}{
+		"late, and nothing happened":                    {id: 5, ago: 10 * time.Minute, body: "/traffic 20", want: rollout.ReasonRequested},
+		"late, and someone shifted":                     {id: 5, ago: 10 * time.Minute, body: "/traffic 20", change: "cli", actor: "ops", want: rollout.ReasonSuperseded},
+		"late, and a button was pressed":                {id: 5, ago: 10 * time.Minute, body: "/hold", change: "d-1", actor: "github:bob", want: rollout.ReasonSuperseded},
+		"late, after a later comment":                   {id: 5, ago: 10 * time.Minute, body: "/traffic 20", change: "c-6-1", actor: "github:bob", want: rollout.ReasonSuperseded},
+		"late, after an earlier comment":                {id: 5, ago: 10 * time.Minute, body: "/traffic 20", change: "c-4-1", actor: "github:bob", want: rollout.ReasonRequested},
+		"late, and the engine went on":                  {id: 5, ago: 10 * time.Minute, body: "/traffic 20", change: "step-1", actor: rollout.Engine, want: rollout.ReasonRequested},
+		"late, but a rollback":                          {id: 5, ago: 10 * time.Minute, body: "/rollback", change: "cli", actor: "ops", want: rollout.ReasonRequested},
+		"at once, though someone shifts":                {id: 5, ago: 5 * time.Second, body: "/traffic 20", change: "cli", actor: "ops", want: rollout.ReasonRequested},
+		"at once, after a later one elsewhere":          {id: 5, ago: 5 * time.Second, body: "/traffic 20", change: "c-6-1", actor: "github:bob", want: rollout.ReasonRequested},
+		"late, after what is no comment's id by itself": {id: 5, ago: 10 * time.Minute, body: "/traffic 20", change: "c-x", actor: "ops", want: rollout.ReasonSuperseded},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			if tc.change != "" {
+				w.change(tc.change, tc.actor, shift)
+			}
+			w.accept(w.gh.Comment(tc.id, repoName, pull, "alice", tc.body, time.Now().Add(-tc.ago)))
+			state := cluster.EntryDone
+			if tc.want == rollout.ReasonSuperseded {
+				state = cluster.EntryRefused
+			}
+			wantEnd(t, w.finished("c-5-1"), state, tc.want)
+		})
+	}
+}
+
+// TestCommentsOutOfOrder: of two on one pull request that come in the wrong order, the later one counts.
+func TestCommentsOutOfOrder(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	e, _ := w.run(2, "alice", "/traffic 5")
+	wantEnd(t, e, cluster.EntryDone, rollout.ReasonRequested)
+	e, reply := w.run(1, "alice", "/traffic 90")
+	wantEnd(t, e, cluster.EntryRefused, rollout.ReasonSuperseded)
+	wantIn(t, reply, "a later comment")
+	w.wantShares(control + " control 95, " + treated + " treatment 5")
+	e, _ = w.run(3, "alice", "/traffic 7")
+	wantEnd(t, e, cluster.EntryDone, rollout.ReasonRequested)
+}
+
+// TestClosedMeanwhile: a comment that is heeded after its pull request was closed may only make things safer.
+func TestClosedMeanwhile(t *testing.T) {
+	t.Parallel()
+	for body, want := range map[string]rollout.Reason{"/traffic 20": rollout.ReasonDenied, "/promote": rollout.ReasonDenied, "/resume": rollout.ReasonDenied, "/rollback": rollout.ReasonRequested, "/hold": rollout.ReasonRequested} {
+		t.Run(body, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.gh.EditPullRequest(repoName, pull, func(pr *githubtest.PullRequest) { pr.State = "closed" })
+			e, _ := w.run(1, "alice", body)
+			if e.Reason != want {
+				t.Errorf("ended %s (%s): %s, want %s", e.State, e.Reason, e.Result, want)
+			}
+		})
+	}
+}
+
 // TestOvertakenWhileDown: what someone did meanwhile is not undone by an older comment, but a rollback is still carried out.
 func TestOvertakenWhileDown(t *testing.T) {
 	t.Parallel()
@@ -930,11 +999,13 @@ func TestManyAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
-	for i := range n {
+	for pr := range 4 { // those of one pull request come one after the other
 		wg.Go(func() {
-			c := w.gh.Comment(int64(1000+i), repoName, 100+i%4, "alice", fmt.Sprintf("/traffic 1.%03d", i+1), time.Time{})
-			if _, err := w.service.Accept(t.Context(), c); err != nil {
-				t.Errorf("accept: %v", err)
+			for i := pr; i < n; i += 4 {
+				c := w.gh.Comment(int64(1000+i), repoName, 100+pr, "alice", fmt.Sprintf("/traffic 1.%03d", i+1), time.Time{})
+				if _, err := w.service.Accept(t.Context(), c); err != nil {
+					t.Errorf("accept: %v", err)
+				}
 			}
 		})
 	}

@@ -39,13 +39,13 @@ const (
 
 const usage = `Usage: webhook [flags]
 
-Runs the control plane: role github takes GitHub's webhooks at /webhooks/github and
-carries out the commands in comments on pull requests and reports there, role api serves the API, role
+Runs the control plane: role github takes GitHub's webhooks at /webhooks/github, or fetches them with
+--intake=poll, and carries out the commands in comments on pull requests and reports there, role api serves the API, role
 control reconciles. Each flag can be set by SLUICE_<NAME> too: SLUICE_GITHUB_API_URL
 sets --github-api-url.
 
 Secrets come from the environment or from files, never from flags:
-  SLUICE_WEBHOOK_SECRET   the webhook's secret; several, one per line, while it is rotated
+  SLUICE_WEBHOOK_SECRET   the webhook's secret; several, one per line, while it is rotated; not for --intake=poll
   SLUICE_GITHUB_TOKEN     a token for GitHub's API, unless an App is used
   SLUICE_API_SESSION_KEY  what sessions of the API are signed with, where several servers share them
 
@@ -74,6 +74,10 @@ type config struct {
 	appID      int64
 	appKeyFile string
 	pause      time.Duration
+
+	intake         string
+	hook           string
+	redeliverEvery time.Duration
 
 	permissions string
 	publicURL   string
@@ -109,6 +113,9 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.namespace, "namespace", "default", "namespace of the endpoints")
 	f.DurationVar(&c.grace, "grace", 4*time.Second, "how long requests and commands under way may take at the end")
 	f.BoolVar(&c.verbose, "verbose", false, "log more")
+	f.StringVar(&c.intake, "intake", string(webhook.IntakePush), "how GitHub's events come in: push, to /webhooks/github, or poll, which fetches a GitHub App's deliveries and needs no way in")
+	f.DurationVar(&c.redeliverEvery, "github-redeliver-every", 3*time.Minute, "how often GitHub is asked what it could not deliver, to have it delivered again; 0 for never")
+	f.StringVar(&c.hook, "github-hook", "", "OWNER/REPOSITORY/ID of the webhook whose deliveries are looked after, with a token; an App looks after its own")
 	f.StringVar(&c.secretFile, "webhook-secret-file", "", "file with the webhook's secrets, one per line")
 	f.StringVar(&c.apiURL, "github-api-url", github.DefaultBaseURL, "GitHub's API; https://HOST/api/v3/ for GitHub Enterprise Server")
 	f.StringVar(&c.tokenFile, "github-token-file", "", "file with a token for GitHub's API")
@@ -190,14 +197,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	}
 	o := webhook.Options{Roles: roles, Logger: log, Grace: c.grace}
 	if slices.Contains(roles, webhook.RoleGitHub) {
-		if o.Secrets, err = c.secrets(); err != nil {
-			return err
-		}
-		// Said before anything is opened: without a secret anybody could command.
-		if _, err := github.NewIntake(o.Secrets, nil, nil); err != nil {
-			return err
-		}
-		client, err := c.client(log)
+		client, err := c.events(&o, log)
 		if err != nil {
 			return err
 		}
@@ -250,6 +250,45 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		}
 	}
 	return webhook.Run(ctx, o)
+}
+
+// events says how GitHub's events come in, and gives the client to answer with.
+func (c config) events(o *webhook.Options, log *slog.Logger) (*github.Client, error) {
+	var err error
+	if o.Intake, err = webhook.ParseIntake(c.intake); err != nil {
+		return nil, err
+	}
+	hook, err := github.ParseHook(c.hook)
+	if err != nil {
+		return nil, err
+	}
+	if o.Intake == webhook.IntakePush {
+		if o.Secrets, err = c.secrets(); err != nil {
+			return nil, err
+		}
+		// Said before anything is opened: without a secret anybody could command.
+		if _, err := github.NewIntake(o.Secrets, nil); err != nil {
+			return nil, err
+		}
+	}
+	client, err := c.client(log)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case o.Intake == webhook.IntakePoll && !client.App():
+		return nil, &rollout.Error{Reason: rollout.ReasonInvalid, Field: "intake", Message: "GitHub tells a token nothing of the events of all its repositories: only an App's deliveries can be fetched",
+			Hint: "act as a GitHub App with --github-app-id and --github-app-key-file, or use --intake=push"}
+	case o.Intake == webhook.IntakePush && (c.redeliverEvery <= 0 || !client.App() && c.hook == ""):
+		log.Info("deliveries that do not arrive are not asked for again", "way", "a GitHub App, or with a token --github-hook, and --github-redeliver-every")
+		return client, nil
+	}
+	l, err := client.HookLog(hook)
+	if err != nil {
+		return nil, err
+	}
+	o.Deliveries, o.RedeliverEvery = l, c.redeliverEvery
+	return client, nil
 }
 
 // wireLocal is the state directory.
