@@ -88,13 +88,13 @@ func (s *Service) recordClosed(ctx context.Context, name string, c Closed) (out 
 		return out, nil
 	}
 	out.Commands++
-	s.enqueueClosed(name, c, stored.At, true)
+	s.enqueueClosed(name, c, stored.At, true, !fresh)
 	return out, nil
 }
 
 // enqueueClosed does it beside the lanes: it may wait for replicas. It does nothing when the service ends:
 // the entry is pending.
-func (s *Service) enqueueClosed(name string, c Closed, at time.Time, slot bool) {
+func (s *Service) enqueueClosed(name string, c Closed, at time.Time, slot, doubt bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -108,7 +108,7 @@ func (s *Service) enqueueClosed(name string, c Closed, at time.Time, slot bool) 
 			defer func() { <-s.slots }()
 		}
 		defer s.drop(name)
-		s.doClosed(s.work, name, c, at)
+		s.doClosed(s.work, name, c, at, doubt)
 	})
 }
 
@@ -126,7 +126,7 @@ func closedOf(e cluster.Entry) (Closed, error) {
 }
 
 // doClosed carries it out at every endpoint that has versions of the pull request.
-func (s *Service) doClosed(ctx context.Context, name string, c Closed, at time.Time) {
+func (s *Service) doClosed(ctx context.Context, name string, c Closed, at time.Time, doubt bool) {
 	as := Comment{Repository: c.Repository, PullRequest: c.PullRequest, Author: c.By, CreatedAt: c.At}
 	o, err := s.carryOutClosed(ctx, name, c, as, at)
 	if err != nil {
@@ -137,7 +137,7 @@ func (s *Service) doClosed(ctx context.Context, name string, c Closed, at time.T
 	s.log.InfoContext(ctx, "pull request closed", "name", name, "actor", actor(as), "repository", c.Repository.ID, "pullRequest", c.PullRequest,
 		"merged", c.Merged, "state", o.state, "reason", o.reason, "result", o.result())
 	if o.state == cluster.EntryRefused && o.reason != rollout.ReasonNotBound || c.Merged && s.o.OnMerge == MergeContinues && len(o.endpoints) > 0 {
-		s.replyTo(as, render(name, "merge", as, o))
+		s.replyTo(as, render(name, "merge", as, o), doubt)
 	}
 }
 

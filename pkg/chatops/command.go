@@ -91,6 +91,9 @@ func notBound(repository int64) *rollout.Error {
 		"no endpoint is bound to this repository")
 }
 
+// errKnown says that the command is in the endpoint's record.
+var errKnown = errors.New("the command is done already")
+
 // apply finds what the command means and does it. It is found again on what is
 // then replaced, so nothing can change between the two.
 func (s *Service) apply(ctx context.Context, j job, t task) (outcome, error) {
@@ -117,6 +120,9 @@ func (s *Service) apply(ctx context.Context, j job, t task) (outcome, error) {
 			ID: t.name, Actor: actor(c), Reason: rollout.ReasonRequested, At: s.o.Now().UTC(),
 			Message: t.text + " " + c.where(),
 		}, func(e *rollout.Endpoint) (rollout.Op, error) {
+			if e.Known(t.name) { // another process did it since the endpoints were listed
+				return nil, errKnown
+			}
 			now, err := resolve(boundTo([]*rollout.Endpoint{e}, c.Repository.ID), t.line, c)
 			if err != nil {
 				return nil, err

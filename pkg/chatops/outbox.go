@@ -28,8 +28,9 @@ type Temporary interface {
 // commands: those never wait for GitHub to take an answer. It is bounded; when it
 // is full, the newest is dropped and logged.
 type outbox struct {
-	github GitHub
-	log    *slog.Logger
+	github  GitHub
+	log     *slog.Logger
+	overlap time.Duration
 
 	mu       sync.Mutex
 	items    []letter // in the order in which they are to be tried
@@ -51,15 +52,15 @@ type letter struct {
 	doubt bool
 }
 
-func newOutbox(g GitHub, log *slog.Logger) *outbox {
-	return &outbox{github: g, log: log, wake: make(chan struct{}, 1), idle: make(chan struct{}, 1)}
+func newOutbox(g GitHub, log *slog.Logger, overlap time.Duration) *outbox {
+	return &outbox{github: g, log: log, overlap: overlap, wake: make(chan struct{}, 1), idle: make(chan struct{}, 1)}
 }
 
 func (o *outbox) reply(c Comment, body string) { o.put(letter{comment: c, body: body}) }
 
-// replyOnce is reply for what an earlier run may have answered.
+// replyOnce is reply for what an earlier run may have answered, or another process may be answering: it has the overlap to do so.
 func (o *outbox) replyOnce(c Comment, body string) {
-	o.put(letter{comment: c, body: body, doubt: true})
+	o.put(letter{comment: c, body: body, doubt: true, due: time.Now().Add(o.overlap)})
 }
 
 func (o *outbox) react(c Comment, r Reaction) { o.put(letter{comment: c, reaction: r}) }

@@ -39,6 +39,9 @@ type Options struct {
 	// Permissions per command; without them each needs the role write. Directory is asked where they name teams or a file.
 	Permissions *Permissions
 	Directory   Directory
+	// Overlap is how long another process that took up the same command, as when one takes over from the other, is let
+	// answer it; 20 s unless set.
+	Overlap time.Duration
 	// Now is time.Now unless set.
 	Now func() time.Time
 	// Queue bounds the comments that are accepted and not carried out yet; 4096 unless set.
@@ -103,11 +106,14 @@ func New(o Options) *Service {
 	if o.Patience == 0 {
 		o.Patience = 15 * time.Minute
 	}
+	if o.Overlap == 0 {
+		o.Overlap = 20 * time.Second
+	}
 	if o.Directory == nil {
 		o.Directory = silent{}
 	}
 	s := &Service{
-		o: o, log: o.Logger, out: newOutbox(o.GitHub, o.Logger),
+		o: o, log: o.Logger, out: newOutbox(o.GitHub, o.Logger, o.Overlap),
 		recovered: make(chan struct{}), slots: make(chan struct{}, o.Queue), urgent: make(chan struct{}, urgent),
 		flying: map[string]bool{},
 	}
@@ -132,6 +138,8 @@ type task struct {
 	text string
 	line Line
 	at   time.Time
+	// doubt says that another process may be at it, too.
+	doubt bool
 }
 
 // Receipt says what Accept made of a comment.
@@ -227,8 +235,8 @@ func (s *Service) record(ctx context.Context, c Comment, tasks []task) (Receipt,
 		case fresh:
 			receipt.Commands++
 		case stored.State == cluster.EntryPending:
-			// Recorded by a delivery that failed half-way: it is as good as new.
-			t.at = stored.At
+			// Recorded by a delivery that failed half-way: it is as good as new. Or another process is at it.
+			t.at, t.doubt = stored.At, true
 			receipt.Duplicates++
 		default:
 			s.drop(t.name)
@@ -371,7 +379,7 @@ func (s *Service) pending(ctx context.Context) ([]job, error) {
 				s.log.ErrorContext(ctx, "pending entry cannot be read", "name", e.Name, "error", err)
 				s.finish(ctx, e.Name, refused(refuse(rollout.ReasonInvalid, "journal", "use the command line", "its record cannot be read")))
 			} else if s.take(e.Name) {
-				s.enqueueClosed(e.Name, c, e.At, false)
+				s.enqueueClosed(e.Name, c, e.At, false, true)
 			}
 			continue
 		}
@@ -445,11 +453,11 @@ func (s *Service) command(ctx context.Context, j job, t task, ask *authority) {
 
 	if c.head != "" { // of a button, the check run and the comment tell what it did
 		if o.state == cluster.EntryRefused {
-			s.replyTo(c, render(t.name, t.text, c, o))
+			s.replyTo(c, render(t.name, t.text, c, o), j.recovered || t.doubt)
 		}
 		return
 	}
-	if body := render(t.name, t.text, c, o); j.recovered {
+	if body := render(t.name, t.text, c, o); j.recovered || t.doubt {
 		s.out.replyOnce(c, body)
 	} else {
 		s.out.reply(c, body)
@@ -461,9 +469,13 @@ func (s *Service) command(ctx context.Context, j job, t task, ask *authority) {
 	}
 }
 
-// replyTo a pull request, if it is known which.
-func (s *Service) replyTo(c Comment, body string) {
-	if c.PullRequest > 0 {
+// replyTo a pull request, if it is known which. In doubt somebody else may have answered.
+func (s *Service) replyTo(c Comment, body string, doubt bool) {
+	switch {
+	case c.PullRequest <= 0:
+	case doubt:
+		s.out.replyOnce(c, body)
+	default:
 		s.out.reply(c, body)
 	}
 }

@@ -121,6 +121,9 @@ func (w *world) start() {
 	if w.options.Journal != nil {
 		o.Journal = w.options.Journal
 	}
+	if o.Overlap == 0 {
+		o.Overlap = 300 * time.Millisecond
+	}
 	o.Logger = slog.New(slog.NewTextHandler(w.t.Output(), nil))
 	ctx, cancel := context.WithCancel(context.Background())
 	s := chatops.New(o)
@@ -1041,30 +1044,35 @@ func TestRateLimitedReply(t *testing.T) {
 	}
 }
 
-// Two people want opposite things at once, of two processes that share what is stored: one of the two orders happens, each command ends
-// once and is answered once, and what was to be rolled back has no traffic afterwards.
+// Two people want opposite things at once, and two processes that share what is stored are at it: one of the two orders happens, each command
+// ends once and is answered once, and what was to be rolled back has no traffic afterwards.
 func TestOppositeCommandsAtOnce(t *testing.T) {
 	t.Parallel()
 	orders := map[string]int{}
 	for round := range 20 {
 		w := newWorld(t)
-		other := chatops.New(chatops.Options{Store: w.store, Journal: w.journal, GitHub: w.client})
+		other := chatops.New(chatops.Options{Store: w.store, Journal: w.journal, GitHub: w.client, Overlap: 300 * time.Millisecond})
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- other.Run(ctx) }()
 		var wg sync.WaitGroup
-		for id, s := range map[int64]*chatops.Service{1: w.service, 2: other} {
-			c := w.comment(id, map[int64]string{1: "alice", 2: "max"}[id], map[int64]string{1: "/promote", 2: "/rollback"}[id])
-			wg.Go(func() {
-				if r, err := s.Accept(t.Context(), c); err != nil || r.Commands != 1 {
-					t.Errorf("accept: %+v, %v", r, err)
-				}
-			})
+		at := time.Now()
+		// Both processes are told of both, as those are that fetch deliveries.
+		for _, s := range []*chatops.Service{w.service, other} {
+			for id, text := range map[int64]string{1: "/promote", 2: "/rollback"} {
+				c := w.gh.Comment(id, repoName, pull, map[int64]string{1: "alice", 2: "max"}[id], text, at)
+				wg.Go(func() {
+					if r, err := s.Accept(t.Context(), c); err != nil || r.Commands+r.Duplicates != 1 {
+						t.Errorf("accept: %+v, %v", r, err)
+					}
+				})
+			}
 		}
 		wg.Wait()
 		promoted, back := w.finished("c-1-1"), w.finished("c-2-1")
 		w.reply("c-1-1")
 		w.reply("c-2-1")
+		time.Sleep(400 * time.Millisecond) // for answers too many
 		stop()
 		if err := <-ended; err != nil {
 			t.Error(err)

@@ -395,23 +395,25 @@ func TestKilled(t *testing.T) {
 	// They are spread over the time that the kills take.
 	spread := time.Duration(kills) * 100 * time.Millisecond
 	for i := range pulls {
+		var script []chatops.Comment
 		for j := range each {
-			names[chatops.EntryName(int64(1000+100*i+j), 1)] = true
+			// Each of these changes the endpoint.
+			command := fmt.Sprintf("/hold number %d", j)
+			if j%2 == 1 {
+				command = fmt.Sprintf("/traffic %d", 20+j)
+			}
+			c := gh.Comment(int64(1000+100*i+j), "acme/fraud", 40+i, "alice", command, time.Time{})
+			names[chatops.EntryName(c.ID, 1)] = true
+			script = append(script, c)
 		}
 		wg.Go(func() {
-			for j := range each {
-				// One after the other: what came before a later comment of its pull request would be superseded. Each changes the endpoint.
-				time.Sleep(time.Duration(rand.Int64N(2 * int64(spread) / each)))
-				command := fmt.Sprintf("/hold number %d", j)
-				if j%2 == 1 {
-					command = fmt.Sprintf("/traffic %d", 20+j)
-				}
-				c := gh.Comment(int64(1000+100*i+j), "acme/fraud", 40+i, "alice", command, time.Time{})
-				for !deliver(c) { // as its sender's page offers, and as a reconciler does: deliver again
+			for _, c := range script {
+				time.Sleep(time.Duration(rand.Int64N(int64(2 * spread / each))))
+				for !deliver(c) { // as its sender's page offers, and as the reconciler does: deliver again
 					time.Sleep(10 * time.Millisecond)
 				}
 				wg.Go(func() {
-					time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
+					time.Sleep(time.Duration(rand.IntN(2000)) * time.Millisecond)
 					deliver(c)
 				})
 			}
@@ -439,7 +441,7 @@ func TestKilled(t *testing.T) {
 		}
 		return out
 	}
-	for end := time.Now().Add(60 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(90 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		entries, err := journal.Entries(t.Context())
 		if err != nil {
 			t.Fatal(err)
