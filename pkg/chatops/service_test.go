@@ -1040,3 +1040,55 @@ func TestRateLimitedReply(t *testing.T) {
 		})
 	}
 }
+
+// Two people want opposite things at once, of two processes that share what is stored: one of the two orders happens, each command ends
+// once and is answered once, and what was to be rolled back has no traffic afterwards.
+func TestOppositeCommandsAtOnce(t *testing.T) {
+	t.Parallel()
+	orders := map[string]int{}
+	for round := range 20 {
+		w := newWorld(t)
+		other := chatops.New(chatops.Options{Store: w.store, Journal: w.journal, GitHub: w.client})
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- other.Run(ctx) }()
+		var wg sync.WaitGroup
+		for id, s := range map[int64]*chatops.Service{1: w.service, 2: other} {
+			c := w.comment(id, map[int64]string{1: "alice", 2: "max"}[id], map[int64]string{1: "/promote", 2: "/rollback"}[id])
+			wg.Go(func() {
+				if r, err := s.Accept(t.Context(), c); err != nil || r.Commands != 1 {
+					t.Errorf("accept: %+v, %v", r, err)
+				}
+			})
+		}
+		wg.Wait()
+		promoted, back := w.finished("c-1-1"), w.finished("c-2-1")
+		w.reply("c-1-1")
+		w.reply("c-2-1")
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		w.stop()
+		wantEnd(t, back, cluster.EntryDone, rollout.ReasonRequested)
+		var order []string
+		for _, c := range w.changes() {
+			order = append(order, c[:5])
+		}
+		orders[fmt.Sprint(promoted.State, order)]++
+		switch fmt.Sprint(promoted.State, order) {
+		case "done[c-1-1 c-2-1]", "refused[c-2-1]":
+		default:
+			t.Fatalf("round %d: promotion %s (%s), record %v", round, promoted.State, promoted.Reason, order)
+		}
+		for _, s := range w.endpoint().Spec.Shares() {
+			if s.Name == treated && s.Percent != 0 || s.Name == control && s.Percent != rollout.Full {
+				t.Errorf("round %d: %s gets %s", round, s.Name, s.Percent)
+			}
+		}
+		if n := len(w.gh.Comments(repoName, pull)); n != 2 {
+			t.Errorf("round %d: %d replies", round, n)
+		}
+	}
+	t.Logf("orders: %v", orders)
+}
