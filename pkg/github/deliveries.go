@@ -209,7 +209,7 @@ const (
 )
 
 // restFor says how long to leave GitHub alone after its refusal: what it asks for, a minute at least; 0: it refused nothing.
-// (docs.github.com/rest/using-the-rest-api/rate-limits-for-the-rest-api)
+// See docs.github.com/rest/using-the-rest-api/rate-limits-for-the-rest-api.
 func restFor(err error, now time.Time) time.Duration {
 	var limit *github.RateLimitError
 	var abuse *github.AbuseRateLimitError
