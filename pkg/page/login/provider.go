@@ -125,9 +125,10 @@ func (p *provider) ask() (*discovered, error) {
 		return nil, err
 	}
 	var document struct {
-		Keys      string `json:"jwks_uri"`
-		Authorize string `json:"authorization_endpoint"`
-		Token     string `json:"token_endpoint"`
+		Keys      string   `json:"jwks_uri"`
+		Authorize string   `json:"authorization_endpoint"`
+		Token     string   `json:"token_endpoint"`
+		Methods   []string `json:"token_endpoint_auth_methods_supported"`
 	}
 	if err := found.Claims(&document); err != nil {
 		return nil, err
