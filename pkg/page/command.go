@@ -123,10 +123,11 @@ func seen(e *rollout.Endpoint, c policy.Command, version string) string {
 		Created        int64
 	}
 	what := struct {
-		UID   string
-		Parts []part
-		Mark  *rollout.Mark
-	}{UID: e.Metadata.UID}
+		UID     string
+		Command policy.Command
+		Parts   []part
+		Mark    *rollout.Mark
+	}{UID: e.Metadata.UID, Command: c}
 	for i := range e.Spec.Versions {
 		v := &e.Spec.Versions[i]
 		if v.Type == rollout.Control || v.Type == rollout.Standby || v.Name == version || version == "" && v.Type == rollout.Treatment {
