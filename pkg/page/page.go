@@ -289,6 +289,8 @@ type frame struct {
 	// Who asks; nil without a login. LogIn is where to log in, for whoever can and has not.
 	Who   *who
 	LogIn string
+	// All says that who has not logged in sees everything, too.
+	All bool
 	// Note is what came of what was asked for right before.
 	Note *login.Note
 	// Refusal stands in place of everything else.

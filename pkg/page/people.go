@@ -68,6 +68,7 @@ type refusal struct {
 
 // greet who asks, in the page's frame.
 func (p *Page) greet(f *frame, v visitor, r *http.Request) {
+	f.All = v.all
 	switch {
 	case v.person != nil:
 		f.Who = &who{v.person.Name(), v.person.Actor(), v.person.Token()}
