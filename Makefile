@@ -75,6 +75,10 @@ fuzz: ## each fuzz target for FUZZTIME
 bench: ## measurements, as ratios within one run; takes about half an hour
 	@test/bench/run
 
+.PHONY: bench-webhook
+bench-webhook: ## 200 kills under 100 commands, and 2,000 deliveries at once
+	SLUICE_TEST_KILLS=200 SLUICE_TEST_BURST=2000 go test -count=1 -timeout 15m -v -run 'TestKilled|TestBurst' ./pkg/webhook/webhookcmd
+
 bench-verdict:
 	go run ./test/bench/verdict
 

@@ -17,6 +17,7 @@ package chatops
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
@@ -118,9 +119,14 @@ const (
 	PermissionAdmin    Permission = "admin"
 )
 
-// MayCommand says whether the role is write or better.
-func (p Permission) MayCommand() bool {
-	return p == PermissionWrite || p == PermissionMaintain || p == PermissionAdmin
+// rank orders the roles; what is none of them is below all.
+func (p Permission) rank() int {
+	return slices.Index([]Permission{PermissionNone, PermissionRead, PermissionTriage, PermissionWrite, PermissionMaintain, PermissionAdmin}, p)
+}
+
+// AtLeast says whether the role is that one or better.
+func (p Permission) AtLeast(least Permission) bool {
+	return least.rank() >= 0 && p.rank() >= least.rank()
 }
 
 // PullRequest is what a command needs to know of one.
@@ -130,6 +136,8 @@ type PullRequest struct {
 	HeadRepositoryID int64
 	// Head is the commit at the tip of its branch.
 	Head string
+	// Base is the branch that it asks to be merged into, Default the repository's default branch.
+	Base, Default string
 	// Closed, and if so whether by a merge.
 	Closed, Merged bool
 }
@@ -158,6 +166,15 @@ type GitHub interface {
 	Replied(ctx context.Context, repo Repository, number int, marker string, since time.Time) (bool, error)
 	// React to a comment; repeating it changes nothing.
 	React(ctx context.Context, repo Repository, comment int64, r Reaction) error
+}
+
+// Directory is what permissions by team, and permissions that a repository keeps, are asked of.
+type Directory interface {
+	// TeamMember says whether the user is a member of the team, by its slug, of the organisation that owns the
+	// repository. A team that GitHub does not show has no members.
+	TeamMember(ctx context.Context, repo Repository, team, login string) (bool, error)
+	// File of a branch of the repository, up to MaxPermissions bytes; nil if the branch has none of that path.
+	File(ctx context.Context, repo Repository, branch, path string) ([]byte, error)
 }
 
 // Journal is what commands need of cluster.Journal.

@@ -37,7 +37,7 @@ func (s *Service) carryOut(ctx context.Context, j *job, t task, ask *authority) 
 		}
 		c = j.comment
 	}
-	if err := ask.check(ctx, s, c); err != nil {
+	if err := ask.check(ctx, s, c, t.line.Verb); err != nil {
 		if s.work.Err() != nil {
 			return outcome{}, err
 		}
@@ -250,25 +250,39 @@ func (s *Service) status(all []*rollout.Endpoint, l Line, c Comment, pull PullRe
 	return done(rollout.ReasonRequested, message, shown...)
 }
 
-// authority is the answer to whether a comment's author may command, asked once per comment.
+// authority is what GitHub says of a comment's author, asked once per comment.
 type authority struct {
-	asked bool
-	err   error
-	pull  PullRequest
+	asked      bool
+	err        error
+	permission Permission
+	pull       PullRequest
+
+	teams  map[string]bool
+	looked bool
+	own    []ownPermissions
+	ownErr error
 }
 
-// check fails with a refusal unless GitHub says, now, that the author may write
-// to the repository, that this is the repository the endpoints are bound to, and
-// that the pull request's branch is not a stranger's.
-func (a *authority) check(ctx context.Context, s *Service, c Comment) error {
+// check fails with a refusal unless GitHub says, now, that the author may give the
+// command in the repository, that this is the repository the endpoints are bound to,
+// and that the pull request's branch is not a stranger's.
+func (a *authority) check(ctx context.Context, s *Service, c Comment, v Verb) error {
 	if !a.asked {
 		a.asked = true
-		a.pull, a.err = s.authorise(ctx, c)
+		a.permission, a.pull, a.err = s.authorise(ctx, c)
 	}
-	return a.err
+	if a.err != nil {
+		return a.err
+	}
+	ctx, cancel := context.WithTimeout(ctx, authoriseTimeout)
+	defer cancel()
+	if err := a.permit(ctx, s, c, v); err != nil {
+		return err
+	}
+	return origin(c, a.pull)
 }
 
-func (s *Service) authorise(ctx context.Context, c Comment) (PullRequest, error) {
+func (s *Service) authorise(ctx context.Context, c Comment) (Permission, PullRequest, error) {
 	ctx, cancel := context.WithTimeout(ctx, authoriseTimeout)
 	defer cancel()
 	var (
@@ -288,27 +302,28 @@ func (s *Service) authorise(ctx context.Context, c Comment) (PullRequest, error)
 	const way = "try again when GitHub's API works; until then use `sluice` on the command line"
 	if permErr != nil {
 		s.log.WarnContext(ctx, "permission cannot be asked", "comment", c.ID, "actor", actor(c), "repository", c.Repository.ID, "error", permErr)
-		return pull, refuse(rollout.ReasonDenied, "permission", way, "GitHub did not say whether %s may write to %s, so nothing was done", c.Author, c.Repository)
+		return "", pull, refuse(rollout.ReasonDenied, "permission", way, "GitHub did not say what %s may do in %s, so nothing was done", c.Author, c.Repository)
 	}
-	if !permission.MayCommand() {
-		return pull, refuse(rollout.ReasonDenied, "permission", "ask someone with the role write, maintain or admin",
-			"%s has the role %s in %s, and commands need write", c.Author, permission, c.Repository)
-	}
-	switch {
-	case pullErr != nil:
+	if pullErr != nil {
 		s.log.WarnContext(ctx, "pull request cannot be read", "comment", c.ID, "repository", c.Repository.ID, "pullRequest", c.PullRequest, "error", pullErr)
-		return pull, refuse(rollout.ReasonDenied, "pullRequest", way, "GitHub did not say where pull request %d comes from, so nothing was done", c.PullRequest)
+		return permission, pull, refuse(rollout.ReasonDenied, "pullRequest", way, "GitHub did not say where pull request %d comes from, so nothing was done", c.PullRequest)
+	}
+	return permission, pull, nil
+}
+
+// origin refuses pull requests of other repositories, and those that were closed without a merge.
+func origin(c Comment, pull PullRequest) error {
+	switch {
 	case pull.RepositoryID != c.Repository.ID:
-		return pull, refuse(rollout.ReasonNotBound, "repository", "write the command again in the repository's present place",
+		return refuse(rollout.ReasonNotBound, "repository", "write the command again in the repository's present place",
 			"%s is another repository than when the comment was written", c.Repository)
 	case pull.HeadRepositoryID != c.Repository.ID:
-		return pull, refuse(rollout.ReasonNotBound, "pullRequest", "push the branch to the repository itself; `sluice` on the command line works all the same",
+		return refuse(rollout.ReasonNotBound, "pullRequest", "push the branch to the repository itself; `sluice` on the command line works all the same",
 			"the branch of pull request %d lives in another repository, and commands work on a repository's own branches only", c.PullRequest)
+	case c.Closed && !pull.Merged:
+		return refuse(rollout.ReasonDenied, "pullRequest", "reopen it, or use `sluice` on the command line", "pull request %d was closed without a merge, and commands work on open and merged ones", c.PullRequest)
 	}
-	if c.Closed && !pull.Merged {
-		return pull, refuse(rollout.ReasonDenied, "pullRequest", "reopen it, or use `sluice` on the command line", "pull request %d was closed without a merge, and commands work on open and merged ones", c.PullRequest)
-	}
-	return pull, nil
+	return nil
 }
 
 // retry calls f until it says that another try makes no sense, or ctx ends; waits

@@ -20,10 +20,21 @@ func (s *Service) help() outcome {
 		if before != "" {
 			use = before + use[1:]
 		}
-		rows = append(rows, []string{markdown.Code(use), markdown.Prose(c.does)})
+		row := []string{markdown.Code(use), markdown.Prose(c.does)}
+		if s.o.Permissions != nil {
+			row = append(row, markdown.Prose(s.o.Permissions.Rule(c.verb).String()))
+		}
+		rows = append(rows, row)
+	}
+	head := []string{"comment", "does"}
+	if s.o.Permissions != nil {
+		head = append(head, "needs")
 	}
 	o := done(rollout.ReasonRequested, "one command a line, at most five in a comment, outside code and quotes; `/sluice` may stand before each")
-	o.block = markdown.Table([]string{"comment", "does"}, nil, rows)
+	o.block = markdown.Table(head, nil, rows)
+	if s.o.Permissions != nil && s.o.Permissions.RepositoryFile != "" {
+		o.block += fmt.Sprintf("\n%s of the base branch and of the default branch may ask for more.\n", markdown.Code(s.o.Permissions.RepositoryFile))
+	}
 	if text := s.merge(); text != "" {
 		o.block += "\n" + text + "\n"
 	}

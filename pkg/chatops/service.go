@@ -36,6 +36,9 @@ type Options struct {
 	OnMerge OnMerge
 	// Patience is how long a merge waits for replicas that can carry all traffic; 15 min unless set.
 	Patience time.Duration
+	// Permissions per command; without them each needs the role write. Directory is asked where they name teams or a file.
+	Permissions *Permissions
+	Directory   Directory
 	// Now is time.Now unless set.
 	Now func() time.Time
 	// Queue bounds the comments that are accepted and not carried out yet; 4096 unless set.
@@ -99,6 +102,9 @@ func New(o Options) *Service {
 	}
 	if o.Patience == 0 {
 		o.Patience = 15 * time.Minute
+	}
+	if o.Directory == nil {
+		o.Directory = silent{}
 	}
 	s := &Service{
 		o: o, log: o.Logger, out: newOutbox(o.GitHub, o.Logger),

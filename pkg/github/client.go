@@ -70,7 +70,10 @@ type Client struct {
 	listed time.Time // when the App's repositories were listed last
 }
 
-var _ chatops.GitHub = (*Client)(nil)
+var (
+	_ chatops.GitHub    = (*Client)(nil)
+	_ chatops.Directory = (*Client)(nil)
+)
 
 // NewClient fails when it is not plain where GitHub is or as whom to speak.
 func NewClient(o ClientOptions) (*Client, error) {
@@ -311,9 +314,67 @@ func (c *Client) PullRequest(ctx context.Context, repo chatops.Repository, numbe
 		RepositoryID:     pr.GetBase().GetRepo().GetID(),
 		HeadRepositoryID: pr.GetHead().GetRepo().GetID(),
 		Head:             pr.GetHead().GetSHA(),
+		Base:             pr.GetBase().GetRef(),
+		Default:          pr.GetBase().GetRepo().GetDefaultBranch(),
 		Closed:           pr.GetState() == "closed",
 		Merged:           pr.GetMerged(),
 	}, nil
+}
+
+// TeamMember asks for the membership by REST's "teams/{slug}/memberships", which counts those of child teams. It says
+// the same of a team that is not there, or not for the App to see, as of one without the user.
+func (c *Client) TeamMember(ctx context.Context, repo chatops.Repository, team, login string) (bool, error) {
+	gh, err := c.For(repo.Installation)
+	if err != nil {
+		return false, err
+	}
+	member := false
+	err = c.call(ctx, fmt.Sprintf("ask whether %s is in the team %s", login, team), true, func(ctx context.Context) (*github.Response, error) {
+		m, resp, err := gh.Teams.GetTeamMembershipBySlug(ctx, repo.Owner, team, login)
+		if err != nil && resp != nil && resp.Response != nil && resp.StatusCode == http.StatusNotFound {
+			return resp, nil
+		}
+		member = err == nil && m.GetState() == "active"
+		return resp, err
+	})
+	return member, err
+}
+
+// File reads a file of a branch. It is in the answer whole: GitHub leaves out what has more than 1 MiB.
+func (c *Client) File(ctx context.Context, repo chatops.Repository, branch, path string) ([]byte, error) {
+	gh, err := c.For(repo.Installation)
+	if err != nil {
+		return nil, err
+	}
+	op := fmt.Sprintf("read %s of the branch %s", path, branch)
+	var file *github.RepositoryContent
+	missing := false
+	err = c.call(ctx, op, true, func(ctx context.Context) (*github.Response, error) {
+		f, _, resp, err := gh.Repositories.GetContents(ctx, repo.Owner, repo.Name, path, &github.RepositoryContentGetOptions{Ref: "refs/heads/" + branch})
+		if err != nil && resp != nil && resp.Response != nil && resp.StatusCode == http.StatusNotFound {
+			missing = true
+			return resp, nil
+		}
+		file = f
+		return resp, err
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case missing:
+		// Of what may not be read GitHub may say the same. The branch tells the two apart.
+		return nil, c.call(ctx, "read the branch "+branch, true, func(ctx context.Context) (*github.Response, error) {
+			_, _, resp, err := gh.Repositories.GetContents(ctx, repo.Owner, repo.Name, "", &github.RepositoryContentGetOptions{Ref: "refs/heads/" + branch})
+			return resp, err
+		})
+	case file.GetType() != "file" || file.GetSize() > chatops.MaxPermissions:
+		return nil, fmt.Errorf("%s: it is no file of at most %d bytes", op, chatops.MaxPermissions)
+	}
+	text, err := file.GetContent()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", op, err)
+	}
+	return append([]byte{}, text...), nil // not nil, also if empty
 }
 
 // Reply adds a comment.

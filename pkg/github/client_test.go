@@ -57,8 +57,8 @@ func TestPermissions(t *testing.T) {
 			t.Errorf("%s: %q, %v; want %q", role, got, err, want)
 		}
 		wantMay := slices.Contains([]string{"admin", "maintain", "write", "custom:write"}, role)
-		if got.MayCommand() != wantMay {
-			t.Errorf("%s may command: %v", role, got.MayCommand())
+		if got.AtLeast(chatops.PermissionWrite) != wantMay {
+			t.Errorf("%s is write or better: %v", role, !wantMay)
 		}
 		if _, err := c.Permission(t.Context(), repo, login, 1); err == nil {
 			t.Errorf("%s: another account's login was taken for it", role)
@@ -88,11 +88,53 @@ func TestRoleNamedLikeABetterOne(t *testing.T) {
 	}
 }
 
+func TestDirectory(t *testing.T) {
+	gh := fake(t)
+	c := client(t, gh)
+	gh.AddTeamMember("acme", "ml-leads", "lea")
+	for login, want := range map[string]bool{"lea": true, "alice": false} {
+		if got, err := c.TeamMember(t.Context(), repo, "ml-leads", login); err != nil || got != want {
+			t.Errorf("%s in the team: %v, %v", login, got, err)
+		}
+	}
+	gh.SetFile("acme/fraud-model", "main", ".github/sluice.yaml", "a: b\n")
+	gh.SetFile("acme/fraud-model", "main", "empty", "")
+	gh.SetFile("acme/fraud-model", "main", "large", strings.Repeat("x", chatops.MaxPermissions+1))
+	file := func(path string) string {
+		b, err := c.File(t.Context(), repo, "main", path)
+		switch {
+		case err != nil:
+			return "error"
+		case b == nil:
+			return "none"
+		}
+		return string(b)
+	}
+	for path, want := range map[string]string{".github/sluice.yaml": "a: b\n", "empty": "", "large": "error", "not/there": "none"} {
+		if got := file(path); got != want {
+			t.Errorf("%s: %q, want %q", path, got, want)
+		}
+	}
+	// What may not be read looks like what is not there, until the branch is asked for.
+	gh.AddFault(githubtest.Fault{Path: "/contents/", Status: http.StatusNotFound})
+	if got := file(".github/sluice.yaml"); got != "error" {
+		t.Errorf("without the right to read: %q", got)
+	}
+	gh.ClearFaults()
+	gh.AddFault(githubtest.Fault{Status: http.StatusForbidden})
+	if got := file(".github/sluice.yaml"); got != "error" {
+		t.Errorf("refused: %q", got)
+	}
+	if is, err := c.TeamMember(t.Context(), repo, "ml-leads", "lea"); err == nil || is {
+		t.Errorf("refused: member %v, %v", is, err)
+	}
+}
+
 func TestPullRequests(t *testing.T) {
 	gh := fake(t)
 	c := client(t, gh)
 	gh.AddFault(githubtest.Fault{Path: "/pulls/41", Status: 404, Times: 1}) // quite new
-	want := chatops.PullRequest{RepositoryID: 7, HeadRepositoryID: 7, Head: strings.Repeat("c", 40)}
+	want := chatops.PullRequest{RepositoryID: 7, HeadRepositoryID: 7, Head: strings.Repeat("c", 40), Base: "main", Default: "main"}
 	if got, err := c.PullRequest(t.Context(), repo, 41); err != nil || got != want {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}

@@ -68,7 +68,7 @@ type Options struct {
 	Secrets [][]byte
 	// GitHub is the API that permissions are asked of, for role github.
 	GitHub chatops.GitHub
-	// Commands are further options of commands, for role github: PrefixOnly, OnMerge and Patience.
+	// Commands are further options of commands, for role github: PrefixOnly, OnMerge, Patience, Permissions and Directory.
 	Commands chatops.Options
 	// Reports show on pull requests what becomes of their versions, for role github, if their GitHub is set.
 	// Of them GitHub, Every and Gap count.

@@ -13,9 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -23,7 +21,6 @@ import (
 
 	"github.com/sluice-dev/sluice/pkg/chatops"
 	"github.com/sluice-dev/sluice/pkg/cluster"
-	"github.com/sluice-dev/sluice/pkg/cluster/local"
 	"github.com/sluice-dev/sluice/pkg/cluster/memory"
 	"github.com/sluice-dev/sluice/pkg/github"
 	"github.com/sluice-dev/sluice/pkg/github/githubtest"
@@ -143,81 +140,6 @@ func TestFromDeliveryToReply(t *testing.T) {
 	}
 	if err := r.stop(); err != nil {
 		t.Errorf("stop: %v", err)
-	}
-}
-
-// TestBurst: many deliveries at once, on disk: none is lost, and none waits long for its answer.
-func TestBurst(t *testing.T) {
-	n := 300
-	if s := os.Getenv("SLUICE_TEST_BURST"); s != "" {
-		var err error
-		if n, err = strconv.Atoi(s); err != nil {
-			t.Fatal(err)
-		}
-	}
-	o, gh, store := full(t)
-	dir := t.TempDir()
-	log := slog.New(slog.DiscardHandler)
-	disk, err := local.NewStore(dir, log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	all, err := store.List(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := disk.Create(t.Context(), all[0]); err != nil {
-		t.Fatal(err)
-	}
-	if o.Journal, err = local.NewJournal(dir, log); err != nil {
-		t.Fatal(err)
-	}
-	o.Store = disk
-	r := run(t, o)
-	var wg sync.WaitGroup
-	took := make([]time.Duration, n)
-	gate := make(chan struct{}, 100)
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}
-	defer client.CloseIdleConnections()
-	for i := range n {
-		c := gh.Comment(int64(i+1), "acme/fraud", 41, "alice", "/status", time.Time{})
-		wg.Go(func() {
-			gate <- struct{}{}
-			defer func() { <-gate }()
-			began := time.Now()
-			resp, err := client.Do(githubtest.Delivery(r.url+"/webhooks/github", secret, "issue_comment", "guid", githubtest.CommentEvent(c)))
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			_ = resp.Body.Close()
-			took[i] = time.Since(began)
-			if resp.StatusCode != http.StatusAccepted {
-				t.Errorf("answered %d", resp.StatusCode)
-			}
-		})
-	}
-	wg.Wait()
-	slices.Sort(took)
-	t.Logf("%d deliveries: acknowledged in p50 %s, p99 %s, at most %s", n, took[n/2], took[n*99/100], took[n-1])
-	if p99 := took[n*99/100]; p99 > 5*time.Second {
-		t.Errorf("p99 of the acknowledgement is %s; GitHub waits 10 s", p99)
-	}
-	until(t, "every reply", func() bool { return len(gh.Comments("acme/fraud", 41)) == n })
-	if err := r.stop(); err != nil {
-		t.Errorf("stop: %v", err)
-	}
-	entries, err := o.Journal.Entries(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		if e.State != cluster.EntryDone {
-			t.Errorf("%s is %s", e.Name, e.State)
-		}
-	}
-	if len(entries) != n {
-		t.Errorf("%d entries, want %d", len(entries), n)
 	}
 }
 

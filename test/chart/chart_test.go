@@ -30,6 +30,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/sluice-dev/sluice/pkg/api"
+	"github.com/sluice-dev/sluice/pkg/chatops"
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/cluster/kube"
 	"github.com/sluice-dev/sluice/pkg/page/login"
@@ -574,6 +575,28 @@ func TestValues(t *testing.T) {
 		if len(in) != 1 || len(in[0].Spec.Rules[0].HTTP.Paths) != 2 || in[0].Spec.Rules[0].HTTP.Paths[0].Path != "/webhooks/github" || in[0].Spec.Rules[0].HTTP.Paths[0].Backend.Service.Name != "sluice-webhook" {
 			t.Errorf("ingress %+v", in)
 		}
+		hooked := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template
+		if !slices.ContainsFunc(hooked.Spec.Volumes, func(v corev1.Volume) bool {
+			return v.ConfigMap != nil && v.ConfigMap.Name == "authorities" && v.ConfigMap.Items[0].Key == "ghes.pem"
+		}) ||
+			!slices.ContainsFunc(hooked.Spec.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == "ca" && m.MountPath == "/etc/sluice/ca" }) ||
+			!slices.Contains(hooked.Spec.Containers[0].Env, corev1.EnvVar{Name: "SSL_CERT_DIR", Value: "/etc/sluice/ca"}) {
+			t.Errorf("the authorities are not given to the program: %+v", hooked.Spec)
+		}
+		config := named[*corev1.ConfigMap](t, all, "sluice-webhook-github")
+		p, err := chatops.ParsePermissions([]byte(config.Data["permissions.yaml"]))
+		if err != nil || p.Rule(chatops.Promote).Role != chatops.PermissionMaintain || p.Rule(chatops.Promote).Teams[0] != "ml-leads" || p.RepositoryFile != ".github/sluice.yaml" {
+			t.Errorf("permissions %+v, %v", p, err)
+		}
+		other := decode(t, template(t, "testdata/github.yaml", "--set", "github.permissions.commands.promote.role=admin"))
+		was, is := hooked.Annotations["sluice.dev/github-permissions"], named[*appsv1.Deployment](t, other, "sluice-webhook").Spec.Template.Annotations["sluice.dev/github-permissions"]
+		if was == "" || was == is {
+			t.Errorf("other permissions, the same pod: %q", was)
+		}
+		if !slices.ContainsFunc(hooked.Spec.Volumes, func(v corev1.Volume) bool { return v.ConfigMap != nil && v.ConfigMap.Name == config.Name }) ||
+			!slices.Contains(hooked.Spec.Containers[0].Args, "--github-permissions=/etc/sluice/permissions/permissions.yaml") {
+			t.Errorf("permissions are not given to the program: %+v", hooked.Spec)
+		}
 	})
 	t.Run("api", func(t *testing.T) {
 		all := decode(t, template(t, "testdata/api.yaml"))
@@ -634,7 +657,7 @@ func TestValues(t *testing.T) {
 				t.Errorf("has the right %s", id)
 			}
 		}
-		if off := decode(t, template(t, "testdata/network.yaml")); len(of[*corev1.ConfigMap](off)) > 0 || strings.Contains(fmt.Sprint(named[*appsv1.Deployment](t, off, "sluice-webhook").Spec.Template), "api-policy") {
+		if off := decode(t, template(t, "testdata/network.yaml")); slices.ContainsFunc(of[*corev1.ConfigMap](off), func(c *corev1.ConfigMap) bool { return c.Name == config.Name }) || strings.Contains(fmt.Sprint(named[*appsv1.Deployment](t, off, "sluice-webhook").Spec.Template), "api-policy") {
 			t.Error("without the API something of it is there")
 		}
 	})
@@ -894,6 +917,8 @@ func TestRefused(t *testing.T) {
 		{"api.policy.rules[0].sub=x", "sub"},
 		{"api.policy.rules[0].repositoryId=74,api.policy.rules[0].repositoryOwnerId=65,api.policy.rules[0].events={push},api.policy.rules[0].namespaces={models},api.policy.rules[0].endpoints={fraud},api.policy.rules[0].commands={deploy},api.policy.rules[0].allow={create},api.policy.rules[0].maxPercent=10", "allow"},
 		{"api.issuer=http://github.example", "issuer"},
+		{"github.permissions.commands.deploy.role=write", "deploy"},
+		{"github.permissions.default.role=owner", "role"},
 		{"api.sessionKey.value=hush", "value"},
 		{"page.readers=everyone", "readers"},
 		{"page.reader=anyone", "reader"},

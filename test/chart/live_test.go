@@ -263,6 +263,10 @@ func TestLiveRights(t *testing.T) {
 	if err := os.WriteFile(policy, []byte(named[*corev1.ConfigMap](t, all, "sluice-webhook-api").Data["policy.yaml"]), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	permissions := filepath.Join(t.TempDir(), "permissions.yaml")
+	if err := os.WriteFile(permissions, []byte(named[*corev1.ConfigMap](t, all, "sluice-webhook-github").Data["permissions.yaml"]), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	hook := free(t)
 	health, admin := free(t), free(t)
 	programs := []program{
@@ -274,7 +278,7 @@ func TestLiveRights(t *testing.T) {
 		}, []string{"--admin-address=" + free(t), "--health-address=" + health}, nil},
 		{"webhook", func(ctx context.Context, args, env []string, out *output) int {
 			return webhookcmd.Main(ctx, args, env, out, out)
-		}, []string{"--listen=" + hook, "--github-api-url=" + gh.URL, "--github-app-id=0", "--github-app-key-file=", "--api-policy=" + policy, "--grace=1s"}, []string{"SLUICE_WEBHOOK_SECRET=" + secret, "SLUICE_GITHUB_TOKEN=" + githubtest.Token}},
+		}, []string{"--listen=" + hook, "--github-api-url=" + gh.URL, "--github-app-id=0", "--github-app-key-file=", "--api-policy=" + policy, "--github-permissions=" + permissions, "--grace=1s"}, []string{"SLUICE_WEBHOOK_SECRET=" + secret, "SLUICE_GITHUB_TOKEN=" + githubtest.Token}},
 	}
 	logs := map[string]*output{}
 	running, stop := context.WithCancel(ctx)

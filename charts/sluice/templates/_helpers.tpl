@@ -133,6 +133,12 @@ rules:
 {{- $changes -}}
 {{- end -}}
 
+{{- define "sluice.permissions" -}}
+apiVersion: sluice.dev/v1alpha1
+kind: CommandPermissions
+{{ toYaml .Values.github.permissions }}
+{{- end -}}
+
 {{- /* How many pods: (list $ replicas). */ -}}
 {{- define "sluice.replicas" -}}
 {{- $root := index . 0 -}}

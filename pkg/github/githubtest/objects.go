@@ -1,6 +1,7 @@
 package githubtest
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -33,7 +34,7 @@ func repositoryObject(base string, id int64, owner, name string, ownerID int64) 
 	at := fmt.Sprintf("%s/repos/%s/%s", base, owner, name)
 	out := map[string]any{
 		"id": id, "node_id": "R_" + strconv.FormatInt(id, 10), "name": name, "full_name": owner + "/" + name, "owner": user(base, owner, ownerID),
-		"private": false, "fork": false, "description": nil, "url": at, "default_branch": "main", "homepage": nil, "language": nil,
+		"private": false, "fork": false, "description": nil, "url": at, "default_branch": DefaultBranch, "homepage": nil, "language": nil,
 		"archived": false, "disabled": false, "mirror_url": nil, "license": nil, "pushed_at": past, "created_at": past, "updated_at": past,
 		"has_downloads": true, "has_issues": true, "has_projects": true, "has_wiki": true, "has_pages": false, "has_discussions": false,
 		"topics": []string{}, "visibility": "public", "size": 1, "allow_forking": true, "is_template": false, "web_commit_signoff_required": false,
@@ -65,7 +66,7 @@ func (s *Server) pullRequest(repo *repository, pr *PullRequest) map[string]any {
 	out := map[string]any{
 		"id": repo.id*1000 + int64(pr.Number), "node_id": "PR_" + strconv.Itoa(pr.Number), "number": pr.Number, "state": pr.State, "merged": pr.Merged,
 		"title": "A better model", "body": nil, "locked": false, "draft": false, "url": at, "user": user(s.URL, repo.owner, owner),
-		"base": branch("main", strings.Repeat("b", 40), base), "head": branch("better", pr.Head, head),
+		"base": branch(cmp.Or(pr.Base, DefaultBranch), strings.Repeat("b", 40), base), "head": branch("better", pr.Head, head),
 		"assignee": nil, "labels": []any{}, "milestone": nil, "auto_merge": nil, "active_lock_reason": nil, "merged_by": nil,
 		"merge_commit_sha": nil, "merged_at": nil, "closed_at": nil, "created_at": past, "updated_at": past, "author_association": "OWNER",
 		"additions": 1, "deletions": 1, "changed_files": 1, "commits": 1, "comments": 0, "review_comments": 0,

@@ -40,6 +40,7 @@ type Server struct {
 	calls    []Call
 	nextID   int64
 	tokens   map[string]bool // of installations
+	teams    map[string]bool // org/slug/login
 }
 
 type repository struct {
@@ -52,6 +53,7 @@ type repository struct {
 	checks      []*CheckRun
 	statuses    []CommitStatus
 	deployments []*Deployment
+	files       map[string]string // by branch:path
 }
 
 // PullRequest of the fake; edit it with Server.EditPullRequest.
@@ -62,6 +64,8 @@ type PullRequest struct {
 	HeadRepository int64
 	State          string
 	Merged         bool
+	// Base is the branch that it asks to be merged into; main unless set, which is the default branch.
+	Base string
 }
 
 // Comment that was posted.
@@ -100,26 +104,34 @@ func SecondaryLimit(status, seconds int) Fault {
 	}
 }
 
-// New starts a server that ends with the test.
+// New starts a server on a loopback address that ends with the test.
 func New(t testing.TB) *Server {
+	t.Helper()
+	s := newServer(t)
+	s.Start()
+	t.Cleanup(s.Close)
+	return s
+}
+
+func newServer(t testing.TB) *Server {
 	t.Helper()
 	s := &Server{
 		t: t, contract: openContract(t), repos: map[string]*repository{}, accounts: map[string]int64{},
-		nextID: 1000, tokens: map[string]bool{Token: true},
+		nextID: 1000, tokens: map[string]bool{Token: true}, teams: map[string]bool{},
 	}
 	r := mux.NewRouter()
 	r.HandleFunc("/app/installations/{id}/access_tokens", s.installationToken).Methods(http.MethodPost)
 	r.HandleFunc("/repos/{owner}/{repo}/collaborators/{login}/permission", s.getPermission).Methods(http.MethodGet)
 	r.HandleFunc("/repos/{owner}/{repo}/pulls/{number}", s.getPullRequest).Methods(http.MethodGet)
 	r.HandleFunc("/repos/{owner}/{repo}/issues/{number}/comments", s.createComment).Methods(http.MethodPost)
+	s.directory(r)
 	s.reports(r)
 	r.HandleFunc("/repos/{owner}/{repo}/issues/comments/{id}/reactions", s.createReaction).Methods(http.MethodPost)
 	r.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		t.Errorf("GitHub was asked for %s %s, which the fake does not know", r.Method, r.URL.Path)
 		fail(w, http.StatusNotFound, "Not Found")
 	})
-	s.Server = httptest.NewServer(s.gate(r))
-	t.Cleanup(s.Close)
+	s.Server = httptest.NewUnstartedServer(s.gate(r))
 	return s
 }
 
@@ -129,7 +141,7 @@ func (s *Server) AddRepository(id int64, owner, name string) {
 	defer s.mu.Unlock()
 	s.repos[owner+"/"+name] = &repository{
 		id: id, owner: owner, name: name, permission: map[string]string{}, pulls: map[int]*PullRequest{},
-		comments: map[int][]Comment{}, reactions: map[int64][]string{},
+		comments: map[int][]Comment{}, reactions: map[int64][]string{}, files: map[string]string{},
 	}
 }
 

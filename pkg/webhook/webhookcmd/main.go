@@ -77,6 +77,7 @@ type config struct {
 	appKeyFile string
 	pause      time.Duration
 
+	permissions string
 	onMerge     string
 	prefixOnly  bool
 	reports     bool
@@ -116,6 +117,7 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.Int64Var(&c.appID, "github-app-id", 0, "id of the GitHub App to act as, instead of a token")
 	f.StringVar(&c.appKeyFile, "github-app-key-file", "", "file with the App's private key in PEM")
 	f.DurationVar(&c.pause, "github-write-pause", github.WritePause, "time between two writing requests to GitHub's API, which go one at a time; less than 1s only for a server of your own")
+	f.StringVar(&c.permissions, "github-permissions", "", "file that says which role or team each command needs; without it each needs the role write")
 	f.StringVar(&c.onMerge, "github-on-merge", string(chatops.MergeNothing), "what the merge of a pull request does to its treatment: promote, continue (judging, and say so) or nothing")
 	f.BoolVar(&c.prefixOnly, "github-prefix-only", false, "heed only commands with /sluice before them, such as /sluice promote: other bots may own the bare words")
 	f.BoolVar(&c.reports, "github-reports", true, "show on pull requests what becomes of their versions: a comment, a check run or commit status, a deployment")
@@ -205,6 +207,12 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		if o.Commands.OnMerge, err = chatops.ParseOnMerge(c.onMerge); err != nil {
 			return err
 		}
+		if c.permissions != "" {
+			if o.Commands.Permissions, err = chatops.ReadPermissions(c.permissions); err != nil {
+				return err
+			}
+		}
+		o.Commands.Directory = client
 		if c.reports {
 			o.Reports.GitHub = client
 		}

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -400,12 +401,58 @@ func (p *program) kill() {
 	_ = p.lifeline.Close()
 }
 
-// TestKilled kills the program again and again under commands, some of them
-// delivered twice: each takes effect exactly once.
+// count of something, from a variable for longer runs.
+func count(t *testing.T, variable string, usual int) int {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return usual
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// bound makes an endpoint with a control and a treatment of the pull request, both with ready replicas.
+func bound(t *testing.T, store cluster.Store, key rollout.Key, number int) {
+	t.Helper()
+	version := func(name string, n, number int) rollout.Version {
+		return rollout.Version{Name: name, Image: fmt.Sprintf("r.example/f@sha256:%064x", n), Source: rollout.Source{RepositoryID: 7, PullRequest: number, Commit: fmt.Sprintf("%040x", n)}}
+	}
+	treated := fmt.Sprintf("pr-%d-0000002", number)
+	role, ten := rollout.Treatment, 10*rollout.OnePercent
+	for i, op := range []rollout.Op{
+		rollout.Deploy{Repositories: []int64{7}, Version: version("base", 1, 0)},
+		rollout.Deploy{Version: version(treated, 2, number)},
+		rollout.Update{Version: treated, Type: &role, Percent: &ten},
+	} {
+		req := rollout.Request{ID: fmt.Sprintf("set-up-%d", i), Actor: "test", At: time.Now().Add(-time.Hour), Force: true}
+		if _, _, err := cluster.Edit(t.Context(), store, key, req, func(*rollout.Endpoint) (rollout.Op, error) { return op, nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e, err := store.Get(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"base", treated} {
+		e.Status.Versions = append(e.Status.Versions, rollout.VersionStatus{Name: name, State: rollout.StateReady, Replicas: 2, ReadyReplicas: 2})
+	}
+	if _, err := store.UpdateStatus(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKilled kills the program at random moments under a hundred commands on ten pull requests, each delivered until it is
+// taken and once more: each takes effect exactly once, and gets exactly one reply.
+// SLUICE_TEST_KILLS=200 is the full number.
 func TestKilled(t *testing.T) {
+	const pulls, each = 10, 10 // the record keeps 20 changes where no control role moves them
+	kills := count(t, "SLUICE_TEST_KILLS", 40)
 	gh := githubtest.New(t)
 	gh.AddRepository(7, "acme", "fraud")
-	gh.AddPullRequest("acme/fraud", githubtest.PullRequest{Number: 41})
 	gh.SetPermission("acme/fraud", "alice", "write")
 	gh.AddFault(githubtest.Fault{Path: "/permission", Delay: 5 * time.Millisecond})
 	p := newProgram(t, gh)
@@ -414,83 +461,111 @@ func TestKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key := rollout.Key{Namespace: "models", Name: "fraud"}
-	req := rollout.Request{ID: "set-up", Actor: "test", At: time.Now().Add(-time.Hour)}
-	if _, _, err := cluster.Edit(t.Context(), store, key, req, func(*rollout.Endpoint) (rollout.Op, error) {
-		return rollout.Deploy{Repositories: []int64{7}, Version: rollout.Version{
-			Name: "pr-41-0000001", Image: fmt.Sprintf("r.example/f@sha256:%064x", 1), Source: rollout.Source{RepositoryID: 7, PullRequest: 41},
-		}}, nil
-	}); err != nil {
-		t.Fatal(err)
+	key := func(i int) rollout.Key { return rollout.Key{Namespace: "models", Name: fmt.Sprintf("fraud-%d", i)} }
+	for i := range pulls {
+		gh.AddPullRequest("acme/fraud", githubtest.PullRequest{Number: 40 + i, Head: fmt.Sprintf("%040x", 2)})
+		bound(t, store, key(i), 40+i)
 	}
-	const n = 18 // the record keeps 20 changes where no control role moves them
-	p.start()
-	var wg sync.WaitGroup
 	client := &http.Client{Timeout: 15 * time.Second}
 	deliver := func(c chatops.Comment) bool {
-		resp, err := client.Do(githubtest.Delivery(p.url, secret, "issue_comment", "guid", githubtest.CommentEvent(c)))
+		resp, err := client.Do(githubtest.Delivery(p.url, secret, "issue_comment", fmt.Sprintf("guid-%d", c.ID), githubtest.CommentEvent(c)))
 		if err != nil {
 			return false
 		}
 		_ = resp.Body.Close()
 		return resp.StatusCode/100 == 2
 	}
-	for i := range n {
-		c := gh.Comment(int64(100+i), "acme/fraud", 41, "alice", fmt.Sprintf("/hold number %d", i), time.Time{})
-		wg.Go(func() {
-			time.Sleep(time.Duration(rand.IntN(900)) * time.Millisecond)
-			for !deliver(c) { // as its sender's page offers: deliver again
-				time.Sleep(10 * time.Millisecond)
+
+	p.start()
+	var wg sync.WaitGroup
+	names := map[string]bool{}
+	// They are spread over the time that the kills take.
+	spread := time.Duration(kills) * 100 * time.Millisecond
+	for i := range pulls {
+		for j := range each {
+			// Whatever their order, each of these changes the endpoint.
+			command := fmt.Sprintf("/hold number %d", j)
+			if j%2 == 1 {
+				command = fmt.Sprintf("/traffic %d", 20+j)
 			}
-			deliver(c)
-		})
+			c := gh.Comment(int64(1000+100*i+j), "acme/fraud", 40+i, "alice", command, time.Time{})
+			names[chatops.EntryName(c.ID, 1)] = true
+			wg.Go(func() {
+				time.Sleep(time.Duration(rand.Int64N(int64(spread))))
+				for !deliver(c) { // as its sender's page offers, and as a reconciler does: deliver again
+					time.Sleep(10 * time.Millisecond)
+				}
+				time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
+				deliver(c)
+			})
+		}
 	}
-	kills := 0
-	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); kills++ {
-		time.Sleep(time.Duration(20+rand.IntN(150)) * time.Millisecond)
+	for range kills {
+		time.Sleep(time.Duration(1+rand.IntN(180)) * time.Millisecond)
 		p.kill()
 		p.start()
 	}
 	wg.Wait()
+
 	journal, err := local.NewJournal(p.state, log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(15 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	replies := func() map[string]int {
+		out := map[string]int{}
+		for i := range pulls {
+			for _, c := range gh.Comments("acme/fraud", 40+i) {
+				if m := regexp.MustCompile(`<!-- sluice:(c-\d+-\d+) -->`).FindStringSubmatch(c.Body); m != nil {
+					out[m[1]]++
+				}
+			}
+		}
+		return out
+	}
+	for end := time.Now().Add(60 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		entries, err := journal.Entries(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Where the report's comment is stands in the journal too.
-		entries = slices.DeleteFunc(entries, func(e cluster.Entry) bool { return !strings.HasPrefix(e.Name, "c-") })
 		done := 0
 		for _, e := range entries {
-			if e.State == cluster.EntryDone {
+			if names[e.Name] && e.State == cluster.EntryDone {
 				done++
+			} else if names[e.Name] && e.State == cluster.EntryRefused {
+				t.Fatalf("%s %s was refused: %s", e.Name, e.Command, e.Result)
 			}
 		}
-		if done == n && len(entries) == n {
+		if done == len(names) && len(replies()) == len(names) {
 			break
 		}
 		if time.Now().After(end) {
-			t.Fatalf("%d of %d entries are done\n%s", done, n, p.log)
+			t.Fatalf("%d of %d commands are done, %d have replies\n%s", done, len(names), len(replies()), p.log)
 		}
 	}
-	e, err := store.Get(t.Context(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var ids []string
-	for _, c := range e.Spec.Changes {
-		if strings.HasPrefix(c.ID, "c-") {
-			ids = append(ids, c.ID)
+	time.Sleep(time.Second) // for replies too many
+	for name, n := range replies() {
+		if n != 1 || !names[name] {
+			t.Errorf("%s has %d replies", name, n)
 		}
 	}
-	slices.Sort(ids)
-	if unique := slices.Compact(slices.Clone(ids)); len(ids) != n || len(unique) != n {
-		t.Errorf("%d changes, %d different ones; want %d: %v", len(ids), len(unique), n, ids)
+	took := map[string]int{}
+	for i := range pulls {
+		e, err := store.Get(t.Context(), key(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range e.Spec.Changes {
+			if strings.HasPrefix(c.ID, "c-") {
+				took[c.ID]++
+			}
+		}
 	}
-	t.Logf("%d kills, %d commands, %d replies", kills, n, len(gh.Comments("acme/fraud", 41)))
+	for name := range names {
+		if took[name] != 1 {
+			t.Errorf("%s took effect %d times", name, took[name])
+		}
+	}
+	t.Logf("%d kills, %d commands, %d took effect, %d replies", kills, len(names), len(took), len(replies()))
 
 	// The end of the lifeline is the end of the program.
 	_ = p.lifeline.Close()
@@ -507,4 +582,120 @@ func TestKilled(t *testing.T) {
 	if out := p.log.String(); strings.Contains(out, secret) || strings.Contains(out, token) {
 		t.Error("a secret is in the log")
 	}
+}
+
+// TestBurst: deliveries that all come at once are all acknowledged, recorded, carried out and answered, in little memory.
+// SLUICE_TEST_BURST=2000 is the full number.
+func TestBurst(t *testing.T) {
+	n := count(t, "SLUICE_TEST_BURST", 300)
+	gh := githubtest.New(t)
+	gh.AddRepository(7, "acme", "fraud")
+	gh.SetPermission("acme/fraud", "alice", "write")
+	gh.AddPullRequest("acme/fraud", githubtest.PullRequest{Number: 41, Head: fmt.Sprintf("%040x", 2)})
+	p := newProgram(t, gh)
+	store, err := local.NewStore(p.state, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bound(t, store, rollout.Key{Namespace: "models", Name: "fraud"}, 41)
+	p.start()
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}, Timeout: 30 * time.Second}
+	defer client.CloseIdleConnections()
+	var requests []*http.Request
+	for i := range n {
+		c := gh.Comment(int64(i+1), "acme/fraud", 41, "alice", "/status", time.Time{})
+		requests = append(requests, githubtest.Delivery(p.url, secret, "issue_comment", fmt.Sprintf("guid-%d", i), githubtest.CommentEvent(c)))
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if resp, err := client.Get(strings.TrimSuffix(p.url, "/webhooks/github") + "/readyz"); err == nil {
+			_ = resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				break
+			}
+		}
+		if time.Now().After(end) {
+			t.Fatalf("not ready\n%s", p.log)
+		}
+	}
+	before := p.peak()
+	var wg sync.WaitGroup
+	took := make([]time.Duration, n)
+	gate := make(chan struct{}, 100) // connections
+	for i, r := range requests {
+		wg.Go(func() {
+			gate <- struct{}{}
+			defer func() { <-gate }()
+			began := time.Now()
+			resp, err := client.Do(r)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = resp.Body.Close()
+			took[i] = time.Since(began)
+			if resp.StatusCode != http.StatusAccepted {
+				t.Errorf("answered %d", resp.StatusCode)
+			}
+		})
+	}
+	began := time.Now()
+	wg.Wait()
+	all := time.Since(began)
+	slices.Sort(took)
+	p99 := took[n*99/100]
+	if p99 > 5*time.Second {
+		t.Errorf("p99 of the acknowledgement is %s; GitHub waits 10 s", p99)
+	}
+	for end := time.Now().Add(2 * time.Minute); len(answers(gh, 41)) < n; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d replies", len(answers(gh, 41)))
+		}
+	}
+	after := p.peak()
+	t.Logf("%d deliveries in %s over %d connections: acknowledged in p50 %s, p99 %s (goal 500ms), at most %s; peak memory %d MiB, %d MiB before", n, all.Round(time.Millisecond), cap(gate),
+		took[n/2].Round(100*time.Microsecond), p99.Round(100*time.Microsecond), took[n-1].Round(100*time.Microsecond), after>>20, before>>20)
+	// Each waiting command may cost some KiB, never a whole delivery with its connection.
+	if bound := before + 128<<20 + int64(n)*(16<<10); after > bound {
+		t.Errorf("it used %d MiB, want less than %d", after>>20, bound>>20)
+	}
+	journal, err := local.NewJournal(p.state, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := journal.Entries(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := 0
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name, "c-") && e.State == cluster.EntryDone {
+			done++
+		}
+	}
+	if done != n {
+		t.Errorf("%d entries are done, want %d", done, n)
+	}
+}
+
+// answers to commands on a pull request; the report is a comment too.
+func answers(gh *githubtest.Server, number int) []githubtest.Comment {
+	return slices.DeleteFunc(gh.Comments("acme/fraud", number), func(c githubtest.Comment) bool { return !strings.Contains(c.Body, "<!-- sluice:c-") })
+}
+
+// peak memory of the program, in bytes.
+func (p *program) peak() int64 {
+	p.t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if os.IsNotExist(err) {
+		p.t.Skip("peak memory is read from /proc")
+	}
+	m := regexp.MustCompile(`VmHWM:\s+(\d+) kB`).FindSubmatch(b)
+	if err != nil || m == nil {
+		p.t.Fatalf("no peak memory: %v", err)
+	}
+	n, err := strconv.ParseInt(string(m[1]), 10, 64)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return n << 10
 }
