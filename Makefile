@@ -64,6 +64,11 @@ chart: helm ## the chart's tests; with SLUICE_TEST_KUBECONFIG also on that clust
 page-test: ## the page, in a real Chromium; SLUICE_TEST_SCREENSHOTS=DIR keeps pictures
 	go test -count=1 -v -run 'InChromium' ./pkg/page
 
+.PHONY: comment-pictures
+comment-pictures: ## the pictures of comments in docs/, anew from the goldens
+	HEIGHT=1360 test/tools/comment-pictures.sh docs/images/comments.png running worse
+	HEIGHT=1740 test/tools/comment-pictures.sh docs/images/comments-more.png held failed promoted
+
 FUZZTIME ?= 10s
 fuzz: ## each fuzz target for FUZZTIME
 	@set -e; for pkg in $$(go list ./...); do \

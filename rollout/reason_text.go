@@ -80,7 +80,7 @@ func Reasons() []struct {
 		{ReasonRequested, "A person or a workflow asked for it."},
 		{ReasonMerged, "The pull request was merged, and the server promotes on a merge."},
 		{ReasonClosed, "The pull request was closed without a merge: its treatment is taken out."},
-		{ReasonSuperseded, "A newer version of the same pull request took its place."},
+		{ReasonSuperseded, "A newer version of the same pull request took its place, or what was done later came before it."},
 		{ReasonNoChange, "Everything was as asked already."},
 		{ReasonInterrupted, "The command was ended before it was done; the message says what it left."},
 		{ReasonStarting, "Replicas are starting."},

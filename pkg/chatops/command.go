@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -46,6 +47,9 @@ func (s *Service) carryOut(ctx context.Context, j *job, t task, ask *authority) 
 	if t.line.Err != nil {
 		return refused(t.line.Err), nil
 	}
+	if c.head == "" && ask.pull.Closed && !ask.pull.Merged && !t.line.Verb.afterMerge() {
+		return refused(refuse(rollout.ReasonDenied, "pullRequest", "reopen it, or use `sluice` on the command line", "pull request %d was closed without a merge before the comment was heeded", c.PullRequest)), nil
+	}
 	switch t.line.Verb {
 	case Status:
 		return s.status(all, t.line, c, ask.pull), nil
@@ -74,7 +78,11 @@ func (c Comment) where() string {
 	if c.head != "" {
 		return fmt.Sprintf("by a button at commit %.12s, pull request %d of repository %d", c.head, c.PullRequest, c.Repository.ID)
 	}
-	return fmt.Sprintf("in comment %d on pull request %d of repository %d", c.ID, c.PullRequest, c.Repository.ID)
+	return fmt.Sprintf("in comment %d %s", c.ID, c.onPullRequest())
+}
+
+func (c Comment) onPullRequest() string {
+	return fmt.Sprintf("on pull request %d of repository %d", c.PullRequest, c.Repository.ID)
 }
 
 func notBound(repository int64) *rollout.Error {
@@ -113,11 +121,9 @@ func (s *Service) apply(ctx context.Context, j job, t task) (outcome, error) {
 			if err != nil {
 				return nil, err
 			}
-			if j.recovered && t.line.Verb != Rollback {
-				if by := overtaken(e, t.at); by != nil {
-					return nil, refuse(rollout.ReasonSuperseded, "spec.changes", "write the command again, if it is still meant",
-						"the service stopped before it was carried out, and meanwhile %s did `%s`", by.Actor, by.Action)
-				}
+			if by, why := overtakenBy(e, j, t); by != nil {
+				return nil, refuse(rollout.ReasonSuperseded, "spec.changes", "write the command again, if it is still meant",
+					"%s, and meanwhile %s did `%s`", why, by.Actor, by.Action)
 			}
 			aim.endpoint, aim.version = e, now.version
 			return operation(t.line, aim), nil
@@ -156,6 +162,51 @@ func (s *Service) apply(ctx context.Context, j job, t task) (outcome, error) {
 // inComment says in a comment's words what a message says in the command line's.
 func inComment(message string) string {
 	return strings.NewReplacer("`sluice resume ENDPOINT`", "`/resume`", "`sluice unlock ENDPOINT`", "`/unlock`").Replace(message)
+}
+
+// lateAfter is how long after it was written a comment arrives late.
+const lateAfter = 2 * time.Minute
+
+// overtakenBy is a change that was meant later than the command and came before it, and why it could. A rollback
+// is meant whenever it comes.
+func overtakenBy(e *rollout.Endpoint, j job, t task) (*rollout.Change, string) {
+	if t.line.Verb == Rollback {
+		return nil, ""
+	}
+	if j.recovered {
+		if by := overtaken(e, t.at); by != nil {
+			return by, "the service stopped before it was carried out"
+		}
+	}
+	if j.comment.head != "" { // when a button was pressed, GitHub does not say
+		return nil, ""
+	}
+	late := t.at.Sub(j.comment.CreatedAt) > lateAfter
+	for _, ch := range slices.Concat(e.Status.History, e.Spec.Changes) {
+		id := commentOf(ch.ID)
+		switch {
+		case ch.Actor == rollout.Engine:
+		case id > j.comment.ID && (late || strings.HasSuffix(ch.Message, j.comment.onPullRequest())):
+			return &ch, "GitHub delivered a later comment before this one"
+		case id == 0 && late && ch.At.After(j.comment.CreatedAt):
+			return &ch, "the comment arrived late"
+		}
+	}
+	return nil, ""
+}
+
+// commentOf is the comment that a change was made by; 0 if it was none.
+func commentOf(change string) int64 {
+	rest, ok := strings.CutPrefix(change, "c-")
+	if !ok {
+		return 0
+	}
+	number, _, _ := strings.Cut(rest, "-")
+	id, err := strconv.ParseInt(number, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return id
 }
 
 // overtaken is the newest change that a person made by other means than comments

@@ -678,6 +678,75 @@ func TestCrashAfterEffect(t *testing.T) {
 	w.wantShares(control + " control 97, " + treated + " treatment 3")
 }
 
+// TestLateComments: GitHub may deliver a comment long after it was written, or after a later one. It undoes nothing that was meant after it.
+func TestLateComments(t *testing.T) {
+	t.Parallel()
+	shift := rollout.Shift{Version: treated, Percent: 3 * rollout.OnePercent}
+	for name, tc := range map[string]struct {
+		id     int64
+		ago    time.Duration
+		body   string
+		change string // the id of what was done after it was written
+		actor  string
+		want   rollout.Reason
+	}{
+		"late, and nothing happened":                    {id: 5, ago: 10 * time.Minute, body: "/traffic 20", want: rollout.ReasonRequested},
+		"late, and someone shifted":                     {id: 5, ago: 10 * time.Minute, body: "/traffic 20", change: "cli", actor: "ops", want: rollout.ReasonSuperseded},
+		"late, and a button was pressed":                {id: 5, ago: 10 * time.Minute, body: "/hold", change: "d-1", actor: "github:bob", want: rollout.ReasonSuperseded},
+		"late, after a later comment":                   {id: 5, ago: 10 * time.Minute, body: "/traffic 20", change: "c-6-1", actor: "github:bob", want: rollout.ReasonSuperseded},
+		"late, after an earlier comment":                {id: 5, ago: 10 * time.Minute, body: "/traffic 20", change: "c-4-1", actor: "github:bob", want: rollout.ReasonRequested},
+		"late, and the engine went on":                  {id: 5, ago: 10 * time.Minute, body: "/traffic 20", change: "step-1", actor: rollout.Engine, want: rollout.ReasonRequested},
+		"late, but a rollback":                          {id: 5, ago: 10 * time.Minute, body: "/rollback", change: "cli", actor: "ops", want: rollout.ReasonRequested},
+		"at once, though someone shifts":                {id: 5, ago: 5 * time.Second, body: "/traffic 20", change: "cli", actor: "ops", want: rollout.ReasonRequested},
+		"at once, after a later one elsewhere":          {id: 5, ago: 5 * time.Second, body: "/traffic 20", change: "c-6-1", actor: "github:bob", want: rollout.ReasonRequested},
+		"late, after what is no comment's id by itself": {id: 5, ago: 10 * time.Minute, body: "/traffic 20", change: "c-x", actor: "ops", want: rollout.ReasonSuperseded},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			if tc.change != "" {
+				w.change(tc.change, tc.actor, shift)
+			}
+			w.accept(w.gh.Comment(tc.id, repoName, pull, "alice", tc.body, time.Now().Add(-tc.ago)))
+			state := cluster.EntryDone
+			if tc.want == rollout.ReasonSuperseded {
+				state = cluster.EntryRefused
+			}
+			wantEnd(t, w.finished("c-5-1"), state, tc.want)
+		})
+	}
+}
+
+// TestCommentsOutOfOrder: of two on one pull request that come in the wrong order, the later one counts.
+func TestCommentsOutOfOrder(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	e, _ := w.run(2, "alice", "/traffic 5")
+	wantEnd(t, e, cluster.EntryDone, rollout.ReasonRequested)
+	e, reply := w.run(1, "alice", "/traffic 90")
+	wantEnd(t, e, cluster.EntryRefused, rollout.ReasonSuperseded)
+	wantIn(t, reply, "a later comment")
+	w.wantShares(control + " control 95, " + treated + " treatment 5")
+	e, _ = w.run(3, "alice", "/traffic 7")
+	wantEnd(t, e, cluster.EntryDone, rollout.ReasonRequested)
+}
+
+// TestClosedMeanwhile: a comment that is heeded after its pull request was closed may only make things safer.
+func TestClosedMeanwhile(t *testing.T) {
+	t.Parallel()
+	for body, want := range map[string]rollout.Reason{"/traffic 20": rollout.ReasonDenied, "/promote": rollout.ReasonDenied, "/resume": rollout.ReasonDenied, "/rollback": rollout.ReasonRequested, "/hold": rollout.ReasonRequested} {
+		t.Run(body, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.gh.EditPullRequest(repoName, pull, func(pr *githubtest.PullRequest) { pr.State = "closed" })
+			e, _ := w.run(1, "alice", body)
+			if e.Reason != want {
+				t.Errorf("ended %s (%s): %s, want %s", e.State, e.Reason, e.Result, want)
+			}
+		})
+	}
+}
+
 // TestOvertakenWhileDown: what someone did meanwhile is not undone by an older comment, but a rollback is still carried out.
 func TestOvertakenWhileDown(t *testing.T) {
 	t.Parallel()
@@ -930,11 +999,13 @@ func TestManyAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
-	for i := range n {
+	for pr := range 4 { // those of one pull request come one after the other
 		wg.Go(func() {
-			c := w.gh.Comment(int64(1000+i), repoName, 100+i%4, "alice", fmt.Sprintf("/traffic 1.%03d", i+1), time.Time{})
-			if _, err := w.service.Accept(t.Context(), c); err != nil {
-				t.Errorf("accept: %v", err)
+			for i := pr; i < n; i += 4 {
+				c := w.gh.Comment(int64(1000+i), repoName, 100+pr, "alice", fmt.Sprintf("/traffic 1.%03d", i+1), time.Time{})
+				if _, err := w.service.Accept(t.Context(), c); err != nil {
+					t.Errorf("accept: %v", err)
+				}
 			}
 		})
 	}
@@ -968,4 +1039,56 @@ func TestRateLimitedReply(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Two people want opposite things at once, of two processes that share what is stored: one of the two orders happens, each command ends
+// once and is answered once, and what was to be rolled back has no traffic afterwards.
+func TestOppositeCommandsAtOnce(t *testing.T) {
+	t.Parallel()
+	orders := map[string]int{}
+	for round := range 20 {
+		w := newWorld(t)
+		other := chatops.New(chatops.Options{Store: w.store, Journal: w.journal, GitHub: w.client})
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- other.Run(ctx) }()
+		var wg sync.WaitGroup
+		for id, s := range map[int64]*chatops.Service{1: w.service, 2: other} {
+			c := w.comment(id, map[int64]string{1: "alice", 2: "max"}[id], map[int64]string{1: "/promote", 2: "/rollback"}[id])
+			wg.Go(func() {
+				if r, err := s.Accept(t.Context(), c); err != nil || r.Commands != 1 {
+					t.Errorf("accept: %+v, %v", r, err)
+				}
+			})
+		}
+		wg.Wait()
+		promoted, back := w.finished("c-1-1"), w.finished("c-2-1")
+		w.reply("c-1-1")
+		w.reply("c-2-1")
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		w.stop()
+		wantEnd(t, back, cluster.EntryDone, rollout.ReasonRequested)
+		var order []string
+		for _, c := range w.changes() {
+			order = append(order, c[:5])
+		}
+		orders[fmt.Sprint(promoted.State, order)]++
+		switch fmt.Sprint(promoted.State, order) {
+		case "done[c-1-1 c-2-1]", "refused[c-2-1]":
+		default:
+			t.Fatalf("round %d: promotion %s (%s), record %v", round, promoted.State, promoted.Reason, order)
+		}
+		for _, s := range w.endpoint().Spec.Shares() {
+			if s.Name == treated && s.Percent != 0 || s.Name == control && s.Percent != rollout.Full {
+				t.Errorf("round %d: %s gets %s", round, s.Name, s.Percent)
+			}
+		}
+		if n := len(w.gh.Comments(repoName, pull)); n != 2 {
+			t.Errorf("round %d: %d replies", round, n)
+		}
+	}
+	t.Logf("orders: %v", orders)
 }

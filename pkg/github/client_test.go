@@ -154,6 +154,19 @@ func TestPullRequests(t *testing.T) {
 	}
 }
 
+// TestHeadMoves: each reading says what the head is then.
+func TestHeadMoves(t *testing.T) {
+	gh := fake(t)
+	c := client(t, gh)
+	a, b := strings.Repeat("a", 40), strings.Repeat("b", 40)
+	gh.EditPullRequest("acme/fraud-model", 41, func(pr *githubtest.PullRequest) { pr.Then = []string{a, b} })
+	for _, want := range []string{strings.Repeat("c", 40), a, b, b} {
+		if got, err := c.PullRequest(t.Context(), repo, 41); err != nil || got.Head != want {
+			t.Errorf("head %.7s, %v; want %.7s", got.Head, err, want)
+		}
+	}
+}
+
 func TestQuestionsAreAskedAgain(t *testing.T) {
 	gh := fake(t)
 	c := client(t, gh)

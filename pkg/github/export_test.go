@@ -6,3 +6,6 @@ import "golang.org/x/sync/semaphore"
 func SetAllowances(in *Intake, n int64) {
 	in.small, in.large = semaphore.NewWeighted(n), semaphore.NewWeighted(n)
 }
+
+// RestFor is how long GitHub is left alone after an error.
+var RestFor = restFor

@@ -74,7 +74,7 @@ func intake(t testing.TB, c *commands, secrets ...string) (http.Handler, *bytes.
 		all = append(all, []byte(s))
 	}
 	var log bytes.Buffer
-	in, err := github.NewIntake(all, c, slog.New(slog.NewTextHandler(&log, nil)))
+	in, err := github.NewIntake(all, github.NewEvents(c, slog.New(slog.NewTextHandler(&log, nil))))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +182,7 @@ func (broken) Read([]byte) (int, error) { return 0, errors.New("connection reset
 
 func TestIntakeWithoutSecret(t *testing.T) {
 	for _, secrets := range [][][]byte{nil, {}, {nil}, {[]byte("")}} {
-		_, err := github.NewIntake(secrets, &commands{}, nil)
+		_, err := github.NewIntake(secrets, github.NewEvents(&commands{}, nil))
 		var e *rollout.Error
 		if !errors.As(err, &e) || e.Hint == "" || !strings.Contains(e.Message, "secret") {
 			t.Errorf("%q: %v, want a refusal with a way out", secrets, err)
@@ -292,7 +292,7 @@ func TestIntakeAnswers(t *testing.T) {
 // TestIntakeBoundsMemory: bodies being read take room, until no more is given;
 // large ones take none from small ones.
 func TestIntakeBoundsMemory(t *testing.T) {
-	in, err := github.NewIntake([][]byte{[]byte(secret)}, &commands{}, nil)
+	in, err := github.NewIntake([][]byte{[]byte(secret)}, github.NewEvents(&commands{}, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -510,7 +510,6 @@ func TestIntakeIgnoresOtherChecksAndPullRequests(t *testing.T) {
 		"no delivery":           delivery("check_run", githubtest.ButtonEvent(button(), ours), without("X-GitHub-Delivery")),
 		"a path for a delivery": delivery("check_run", githubtest.ButtonEvent(button(), ours), header("X-GitHub-Delivery", "../../x")),
 		"a path for an owner":   delivery("check_run", githubtest.ButtonEvent(button(), ours, set("repository.owner.login", "a/b"))),
-		"opened":                delivery("pull_request", githubtest.ClosedEvent(closed(true), set("action", "opened"))),
 		"of a fork":             delivery("pull_request", githubtest.ClosedEvent(closed(true), set("pull_request.head.repo", map[string]any{"id": 99}))),
 		"without a head":        delivery("pull_request", githubtest.ClosedEvent(closed(true), set("pull_request.head.sha", "x"))),
 		"without a time":        delivery("pull_request", githubtest.ClosedEvent(closed(true), set("pull_request.closed_at", nil))),

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"net/http"
 	"strings"
 	"time"
@@ -26,7 +27,8 @@ const (
 	// listEvery bounds how often the App's repositories are listed for one that is not known.
 	listEvery = time.Minute
 	// keepRepository is how long a repository's name is taken for right.
-	keepRepository = time.Hour
+	keepRepository  = time.Hour
+	maxRepositories = 10_000
 )
 
 // task tells Sluice's deployments from those of workflows.
@@ -47,7 +49,18 @@ func (c *Client) Learn(r chatops.Repository) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if _, ok := c.repos[r.ID]; !ok && len(c.repos) >= maxRepositories {
+		clear(c.repos) // they are found again
+	}
 	c.repos[r.ID] = known{r, time.Now().Add(keepRepository)}
+}
+
+// Forget an installation of the App: it is gone, suspended, or has other rights or repositories than before.
+func (c *Client) Forget(installation int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.byInst, installation)
+	maps.DeleteFunc(c.repos, func(_ int64, k known) bool { return k.repo.Installation == installation })
 }
 
 func (c *Client) remembered(id int64) (chatops.Repository, bool) {

@@ -202,6 +202,26 @@ func TestDeploymentsAreMadeOnce(t *testing.T) {
 	}
 }
 
+// TestDeploymentsThatGitHubRefuses: a conflict or what it does not take lasts, a limit and a failure of its own pass; another try makes one deployment.
+func TestDeploymentsThatGitHubRefuses(t *testing.T) {
+	for status, lasts := range map[int]bool{409: true, 422: true, 403: true, 500: false, 502: false} {
+		gh := fake(t)
+		c := client(t, gh)
+		d := report.Deployment{Environment: "models/fraud", Commit: strings.Repeat("c", 40), Version: "v", State: "queued", Description: "queued"}
+		gh.AddFault(githubtest.Fault{Method: http.MethodPost, Path: "/deployments", Status: status, Times: 1, After: status == 502})
+		var temporary chatops.Temporary
+		if _, err := c.PutDeployment(t.Context(), repo, d); !errors.As(err, &temporary) || temporary.Temporary() == lasts {
+			t.Errorf("%d: %v, want an error that lasts: %v", status, err, lasts)
+		}
+		if _, err := c.PutDeployment(t.Context(), repo, d); err != nil {
+			t.Errorf("after %d: %v", status, err)
+		}
+		if got := gh.Deployments("acme/fraud-model"); len(got) != 1 || !slices.Equal(got[0].States, []string{"queued"}) {
+			t.Errorf("after %d: %+v", status, got)
+		}
+	}
+}
+
 func TestCommentsOfOthersAreLeftAlone(t *testing.T) {
 	gh := fake(t)
 	c := client(t, gh)

@@ -3,6 +3,7 @@ package report
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -70,6 +71,10 @@ type Options struct {
 	Prefix bool
 	// OnMerge says what a merge does, in words; empty says nothing of it.
 	OnMerge string
+	// Permissions says that commands need more or less than the role write.
+	Permissions bool
+	// Pictures, if set, are linked besides the ramp in text.
+	Pictures *Pictures
 }
 
 func (o Options) checkName(e *rollout.Endpoint) string {
@@ -114,7 +119,11 @@ func Comment(e *rollout.Endpoint, p PullRequest, o Options, sent string) string 
 		word, rest, _ := strings.Cut(text, ": ")
 		fmt.Fprintf(&b, "\n**Verdict: %s.** %s.\n", markdown.Escape(word), markdown.Prose(strings.TrimSuffix(rest, ".")))
 	}
-	if text := ramp(e, v, s); text != "" {
+	if text := ramp(stepsOf(e, v, s)); text != "" {
+		if o.Pictures != nil {
+			at := o.Pictures.Address(e.Key(), p, Picture(e, p))
+			fmt.Fprintf(&b, "\n[![its steps](%s)](%[1]s)\n", at)
+		}
 		b.WriteString("\n" + text)
 	}
 	if text := next(e, v, s); text != "" {
@@ -182,13 +191,78 @@ func shares(e *rollout.Endpoint, p PullRequest, s standing) string {
 			ready += ", " + string(st.State)
 		}
 		n, r, pc := counts(requests, bad)
-		rows = append(rows, []string{markdown.Code(v.Name), strings.Join(role, ", "), e.Spec.Effective(v.Name).String() + " %", n, r, pc, ready})
+		took := ""
+		if !s.over() {
+			took = latency(e, v)
+		}
+		rows = append(rows, []string{markdown.Code(v.Name), strings.Join(role, ", "), e.Spec.Effective(v.Name).String() + " %", n, r, pc, took, ready})
 	}
-	out := markdown.Table([]string{"version", "role", "gets", "requests", "errors", "error rate", "replicas ready"}, map[int]bool{2: true, 3: true, 4: true, 5: true}, rows)
+	head, right := []string{"version", "role", "gets", "requests", "errors", "error rate", "p50 / p99", "replicas ready"}, map[int]bool{2: true, 3: true, 4: true, 5: true, 6: true}
+	measured := slices.ContainsFunc(rows, func(r []string) bool { return r[6] != "" })
+	// What nobody has is no column: those in the middle may be empty.
+	for i := 6; i >= 3; i-- {
+		if !slices.ContainsFunc(rows, func(r []string) bool { return r[i] != "" }) {
+			head = slices.Delete(head, i, i+1)
+			for n := range rows {
+				rows[n] = slices.Delete(rows[n], i, i+1)
+			}
+			delete(right, len(head)-1)
+		}
+	}
+	out := markdown.Table(head, right, rows)
 	if own != nil {
 		out += "\nRequests and errors are those that were judged since " + markdown.Code(own.Treatment) + " began: pinned and refused ones do not count.\n"
 	}
+	if t := e.Status.Traffic; t != nil && measured {
+		out += fmt.Sprintf("\nDurations are those of the 10 s until %s, at the router where they were longest; in brackets against the control.\n", t.At.UTC().Format("15:04 UTC"))
+	}
 	return out
+}
+
+// latency of a version: its median and 99th percentile as routers measured them last, and for others than the control how much that is
+// beside the control's.
+func latency(e *rollout.Endpoint, v *rollout.Version) string {
+	own, ok := durations(e, v.Name)
+	if !ok {
+		return ""
+	}
+	text := fmt.Sprintf("%s / %s ms", significant(own[0]), significant(own[1]))
+	control := e.Spec.ByRole(rollout.Control)
+	if control == nil || control.Name == v.Name {
+		return text
+	}
+	if beside, ok := durations(e, control.Name); ok && beside[0] > 0 && beside[1] > 0 {
+		text += fmt.Sprintf(" (%+.0f / %+.0f %%)", 100*(own[0]/beside[0]-1), 100*(own[1]/beside[1]-1))
+	}
+	return text
+}
+
+// durations that routers measured last: p50 and p99 in milliseconds.
+func durations(e *rollout.Endpoint, version string) (out [2]float64, ok bool) {
+	t := e.Status.Traffic
+	if t == nil {
+		return out, false
+	}
+	i := slices.IndexFunc(t.Versions, func(v rollout.VersionTraffic) bool { return v.Name == version })
+	if i < 0 {
+		return out, false
+	}
+	for n, text := range []string{t.Versions[i].P50, t.Versions[i].P99} {
+		f, err := strconv.ParseFloat(text, 64)
+		if err != nil || math.IsInf(f, 0) || !(f >= 0) {
+			return out, false
+		}
+		out[n] = f
+	}
+	return out, true
+}
+
+// significant writes three digits of a number, more where it is 1,000 or above.
+func significant(f float64) string {
+	if f >= 100 {
+		return group(int64(math.Round(f)))
+	}
+	return strconv.FormatFloat(f, 'g', 3, 64)
 }
 
 func counts(requests, bad string) (n, failed, rate string) {
@@ -217,7 +291,11 @@ func (o Options) buttons(e *rollout.Endpoint, s standing) string {
 		}
 		b.WriteString("\n")
 	}
-	b.WriteString("Or write a comment of one line. Both need write permission.\n\n")
+	needs := "Both need write permission."
+	if o.Permissions {
+		needs = "Who may do what is in the answer to `/help`."
+	}
+	b.WriteString("Or write a comment of one line. " + o.commands(needs) + "\n\n")
 	var rows [][]string
 	for _, c := range [][2]string{
 		{"/promote", "all traffic to this version"}, {"/rollback", "no traffic to it; goes back to the standby after a promotion"},

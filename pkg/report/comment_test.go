@@ -107,6 +107,10 @@ func (l *life) rollout(step int, percent rollout.Percent, why rollout.Reason, me
 			LogEvidenceWorse: "1.2", LogEvidenceFine: "0.4", BadUpperBound: "2.31", Key: "k",
 		}},
 	}
+	// Longer than the control's in all lives, as its extremes show.
+	l.e.Status.Traffic = &rollout.TrafficStatus{At: began.Add(11 * time.Minute), Seconds: 60, Versions: []rollout.VersionTraffic{
+		{Name: l.e.Spec.ByRole(rollout.Control).Name, Requests: 3600, P50: "20.4", P99: "1204.6"}, {Name: treated, Requests: 400, P50: "21.9", P99: "98.04"},
+	}}
 	return l
 }
 
@@ -181,10 +185,18 @@ func lives(t *testing.T) map[string]*rollout.Endpoint {
 	return out
 }
 
+func options(name string) report.Options {
+	o := report.Options{Buttons: name != "by-hand", Prefix: name == "by-hand", OnMerge: "promotes it"}
+	if name == "running" {
+		o.Permissions, o.Pictures = true, &report.Pictures{URL: "https://sluice.example", Keys: [][]byte{[]byte("a key")}}
+	}
+	return o
+}
+
 func TestGoldenComments(t *testing.T) {
 	for name, e := range lives(t) {
 		t.Run(name, func(t *testing.T) {
-			got := report.Comment(e, mine, report.Options{Buttons: name != "by-hand", Prefix: name == "by-hand", OnMerge: "promotes it"}, "abc")
+			got := report.Comment(e, mine, options(name), "abc")
 			path := filepath.Join("testdata", "comments", name+".md")
 			if *update {
 				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

@@ -146,7 +146,7 @@ func summaryOf(e *rollout.Endpoint, v *rollout.Version, s standing) string {
 	if text := verdictOn(e, v, s); text != "" {
 		fmt.Fprintf(&b, "\n%s.\n", markdown.Prose(strings.TrimSuffix(text, ".")))
 	}
-	if text := ramp(e, v, s); text != "" {
+	if text := ramp(stepsOf(e, v, s)); text != "" {
 		b.WriteString("\n" + text)
 	}
 	if text := next(e, v, s); text != "" {

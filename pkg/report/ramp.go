@@ -30,11 +30,17 @@ func bar(p rollout.Percent) string {
 	return out
 }
 
-// ramp draws the strategy's steps with what became of each: ✓ done, ▶ the
-// present one, ✗ where it ended. Empty without a strategy.
-func ramp(e *rollout.Endpoint, v *rollout.Version, s standing) string {
+// step of a ramp as it is drawn.
+type step struct {
+	// mark: ✓ done, ▶ the present one, ‖ where it stands still, ✗ where it ended, else a space.
+	mark, note string
+	percent    rollout.Percent
+}
+
+// stepsOf the strategy with what became of each; before and after are how many are left out there. None without a strategy.
+func stepsOf(e *rollout.Endpoint, v *rollout.Version, s standing) (rows []step, before, after int) {
 	if e.Spec.Strategy == nil || s.state == StateReplaced {
-		return ""
+		return nil, 0, 0
 	}
 	steps := e.Spec.Strategy.Resolved().Steps
 	at := reached(e, v)
@@ -46,14 +52,9 @@ func ramp(e *rollout.Endpoint, v *rollout.Version, s standing) string {
 		}
 		steps = slices.Insert(slices.Clone(steps), i, rollout.Step{Percent: at})
 	}
-	type row struct {
-		mark, note string
-		percent    rollout.Percent
-	}
-	var rows []row
 	present := 0
 	for i, st := range steps {
-		r := row{mark: " ", percent: st.Percent}
+		r := step{mark: " ", percent: st.Percent}
 		switch {
 		case s.state == StatePromoted || st.Percent < at:
 			r.mark = "✓"
@@ -70,16 +71,24 @@ func ramp(e *rollout.Endpoint, v *rollout.Version, s standing) string {
 		rows = append(rows, r)
 	}
 	if len(rows) == 0 || rows[len(rows)-1].percent < rollout.Full {
-		last := row{mark: " ", percent: rollout.Full, note: "promotion"}
+		last := step{mark: " ", percent: rollout.Full, note: "promotion"}
 		if s.state == StatePromoted {
 			last.mark, present = "✓", len(rows)
 		}
 		rows = append(rows, last)
 	}
-	from := 0
-	if len(rows) > rampRows {
-		from = max(0, min(present-rampRows/2, len(rows)-rampRows))
-		rows = rows[from : from+rampRows]
+	all := len(rows)
+	if all > rampRows {
+		before = max(0, min(present-rampRows/2, all-rampRows))
+		rows = rows[before : before+rampRows]
+	}
+	return rows, before, all - before - len(rows)
+}
+
+// ramp draws the steps in text.
+func ramp(rows []step, before, after int) string {
+	if len(rows) == 0 {
+		return ""
 	}
 	wide := 0
 	for _, r := range rows {
@@ -87,8 +96,8 @@ func ramp(e *rollout.Endpoint, v *rollout.Version, s standing) string {
 	}
 	var b strings.Builder
 	b.WriteString("```text\n")
-	if from > 0 {
-		fmt.Fprintf(&b, "… %d steps before\n", from)
+	if before > 0 {
+		fmt.Fprintf(&b, "… %d steps before\n", before)
 	}
 	for _, r := range rows {
 		line := fmt.Sprintf("%s %*s %%  %s", r.mark, wide, r.percent, bar(r.percent))
@@ -97,8 +106,8 @@ func ramp(e *rollout.Endpoint, v *rollout.Version, s standing) string {
 		}
 		b.WriteString(strings.TrimRight(line, " ") + "\n")
 	}
-	if left := len(steps) + 1 - from - len(rows); len(rows) == rampRows && left > 0 {
-		fmt.Fprintf(&b, "… %d steps after\n", left)
+	if after > 0 {
+		fmt.Fprintf(&b, "… %d steps after\n", after)
 	}
 	b.WriteString("```\n")
 	return b.String()

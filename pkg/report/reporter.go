@@ -65,9 +65,11 @@ type Config struct {
 	Settle time.Duration
 	// Overlap is how long another process that began to write a comment is let finish; 15 s unless set.
 	Overlap time.Duration
-	// Prefix and OnMerge are those of Options.
-	Prefix  bool
-	OnMerge string
+	// Prefix, OnMerge, Permissions and Pictures are those of Options.
+	Prefix      bool
+	OnMerge     string
+	Permissions bool
+	Pictures    *Pictures
 }
 
 const (
@@ -115,6 +117,10 @@ type slot struct {
 	wait    time.Duration
 	// refused says that something failed for good, and is tried again late.
 	refused bool
+	// commits of the versions that it shows.
+	commits []string
+	// recheck is when to look again because of Notice, if that is to be; noticed, when that was done last.
+	recheck, noticed time.Time
 }
 
 type sentPiece struct {
@@ -153,6 +159,43 @@ func (r *Reporter) Look(repository int64, number int) {
 	}
 	r.mu.Unlock()
 	r.tell()
+}
+
+// Notice that something happened on a pull request, or without a number on those of a commit. It makes the
+// reporter look again at what it shows there, but for each comment no more often than Every, however often it is called.
+func (r *Reporter) Notice(repository int64, number int, commit string) {
+	now := time.Now()
+	r.mu.Lock()
+	for p, s := range r.slots {
+		if p.Repository != repository || !(number > 0 && p.Number == number || number <= 0 && slices.Contains(s.commits, commit)) || !s.recheck.IsZero() {
+			continue
+		}
+		s.recheck = now
+		if next := s.noticed.Add(r.o.Every); next.After(now) {
+			s.recheck = next
+		}
+		if was, ok := r.due[p.key]; !ok || s.recheck.Before(was) {
+			r.due[p.key] = s.recheck
+		}
+	}
+	r.mu.Unlock()
+	r.tell()
+}
+
+// rechecked takes note of a place's commits, and says whether Notice is waiting, and how long for.
+func (r *Reporter) rechecked(s *slot, commits []string) (wait time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s.commits = commits
+	if s.recheck.IsZero() {
+		return 0
+	}
+	now := time.Now()
+	if wait = s.recheck.Sub(now); wait > 0 {
+		return wait
+	}
+	s.recheck, s.noticed, s.loaded = time.Time{}, now, false
+	return 0
 }
 
 func (r *Reporter) tell() {
@@ -249,6 +292,7 @@ func (r *Reporter) endpoint(ctx context.Context, key rollout.Key) time.Duration 
 	for _, p := range pulls {
 		at := place{key, p}
 		s := r.slot(at)
+		recheck := r.rechecked(s, commitsOf(all[i], p))
 		wait, err := r.show(ctx, at, s, all[i], r.options(all, all[i]))
 		switch {
 		case ctx.Err() != nil:
@@ -258,11 +302,25 @@ func (r *Reporter) endpoint(ctx context.Context, key rollout.Key) time.Duration 
 		case wait == 0:
 			s.wait = 0
 		}
+		if recheck > 0 && (wait == 0 || recheck < wait) {
+			wait = recheck
+		}
 		if wait > 0 && (again == 0 || wait < again) {
 			again = wait
 		}
 	}
 	return again
+}
+
+// commitsOf the endpoint's versions of the pull request.
+func commitsOf(e *rollout.Endpoint, p PullRequest) []string {
+	var out []string
+	for i := range e.Spec.Versions {
+		if s := e.Spec.Versions[i].Source; s.RepositoryID == p.Repository && s.PullRequest == p.Number {
+			out = append(out, s.Commit)
+		}
+	}
+	return out
 }
 
 func (r *Reporter) failed(ctx context.Context, at place, s *slot, err error) time.Duration {
@@ -300,7 +358,7 @@ func (r *Reporter) forget(key rollout.Key, but []PullRequest) {
 
 // options of an endpoint: where another of its name reports to the same repository, the check's name has the namespace.
 func (r *Reporter) options(all []*rollout.Endpoint, e *rollout.Endpoint) Options {
-	o := Options{Buttons: r.o.GitHub.App(), Prefix: r.o.Prefix, OnMerge: r.o.OnMerge}
+	o := Options{Buttons: r.o.GitHub.App(), Prefix: r.o.Prefix, OnMerge: r.o.OnMerge, Permissions: r.o.Permissions, Pictures: r.o.Pictures}
 	for _, x := range all {
 		if x.Metadata.Name == e.Metadata.Name && x.Key() != e.Key() && slices.ContainsFunc(x.Spec.Repositories, func(id int64) bool { return slices.Contains(e.Spec.Repositories, id) }) {
 			o.Check = "sluice/" + e.Key().String()

@@ -447,6 +447,48 @@ func TestPeopleTouchTheComment(t *testing.T) {
 	}
 }
 
+// TestNotice: what happened on a pull request makes the reporter look, by its number or a commit, and however often that is, seldom.
+func TestNotice(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, true)
+	w.c.Every = 300 * time.Millisecond
+	w.put(newLife(t, fraud).treatment(ten).rollout(1, ten, rollout.ReasonStepRunning, "60 of 100 requests", "undecided"))
+	w.start()
+	c := w.shows(fraud, report.StateRunning, treated)
+	w.settled()
+	for _, notice := range []func(){
+		func() { w.r.Notice(repoID, pull, "") },
+		func() { w.r.Notice(repoID, 0, commit(2)) },
+	} {
+		w.gh.EditComment(repoName, c.ID, "I know better")
+		notice()
+		w.until("the comment is as it was", func() bool { return w.gh.Comments(repoName, pull)[0].Body == c.Body })
+	}
+	w.settled()
+	looks := func() int { return w.gh.CountCalls(http.MethodGet, "/issues/comments/") }
+	was := looks()
+	w.r.Notice(repoID, pull+1, "")
+	w.r.Notice(repoID+1, pull, "")
+	w.r.Notice(repoID, 0, commit(9))
+	w.r.Notice(repoID, 0, "")
+	w.gh.EditComment(repoName, c.ID, "I know better")
+	w.r.Notice(repoID, pull, "")
+	w.until("the comment is as it was", func() bool { return w.gh.Comments(repoName, pull)[0].Body == c.Body })
+	if n := looks() - was; n != 1 {
+		t.Errorf("%d looks, want only that for the pull request's own notice", n)
+	}
+	was = looks()
+	began := time.Now()
+	for time.Since(began) < time.Second {
+		w.r.Notice(repoID, pull, "")
+		time.Sleep(time.Millisecond)
+	}
+	most := 2 + int(time.Since(began)/w.c.Every)
+	if n := looks() - was; n < 1 || n > most {
+		t.Errorf("%d looks in a second of notices, want 1 to %d", n, most)
+	}
+}
+
 func TestTwoEndpointsOnOnePullRequest(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, true)

@@ -56,6 +56,33 @@ func ParseRoles(list string) ([]Role, error) {
 	return out, nil
 }
 
+// Intake is the way by which GitHub's events come in.
+type Intake string
+
+// The ways.
+const (
+	// IntakePush has GitHub deliver them to /webhooks/github; what did not arrive is asked for again.
+	IntakePush Intake = "push"
+	// IntakePoll fetches them from GitHub's record of the App's deliveries.
+	IntakePoll Intake = "poll"
+)
+
+// ParseIntake reads one of the two.
+func ParseIntake(text string) (Intake, error) {
+	switch i := Intake(text); i {
+	case IntakePush, IntakePoll:
+		return i, nil
+	default:
+		return "", &rollout.Error{Reason: rollout.ReasonInvalid, Field: "intake", Message: fmt.Sprintf("%q is no way for events to come in", text), Hint: "use push, or poll where GitHub cannot reach this address"}
+	}
+}
+
+// DeliveryLog is GitHub's record of what it delivered; *github.HookLog is.
+type DeliveryLog interface {
+	github.RedeliveryLog
+	github.PollLog
+}
+
 // Options of Run.
 type Options struct {
 	Roles []Role
@@ -64,14 +91,21 @@ type Options struct {
 	// Store and Journal, for role github.
 	Store   cluster.Store
 	Journal cluster.Journal
-	// Secrets of the webhook, for role github: each is accepted, so that they can be rotated.
+	// Intake of events, for role github; IntakePush unless set.
+	Intake Intake
+	// Secrets of the webhook, for IntakePush: each is accepted, so that they can be rotated.
 	Secrets [][]byte
+	// Deliveries is GitHub's record of them. IntakePoll needs it; with IntakePush and without it, what did
+	// not arrive is not asked for again.
+	Deliveries DeliveryLog
+	// PollEvery and RedeliverEvery are the times between two looks at it; those of package github unless set.
+	PollEvery, RedeliverEvery time.Duration
 	// GitHub is the API that permissions are asked of, for role github.
 	GitHub chatops.GitHub
 	// Commands are further options of commands, for role github: PrefixOnly, OnMerge, Patience, Permissions and Directory.
 	Commands chatops.Options
 	// Reports show on pull requests what becomes of their versions, for role github, if their GitHub is set.
-	// Of them GitHub, Every and Gap count.
+	// Of them GitHub, Every, Gap and Pictures count.
 	Reports report.Config
 	// API serves what is neither a webhook nor health, for role api (pkg/api). Without it those paths are 404.
 	API http.Handler
@@ -122,6 +156,8 @@ func Run(ctx context.Context, o Options) (err error) {
 		return errors.New("run the control plane: roles github and api need a listener")
 	case has(RoleGitHub) && (o.Store == nil || o.Journal == nil || o.GitHub == nil):
 		return errors.New("run the control plane: role github needs the store, the journal and GitHub's API")
+	case has(RoleGitHub) && o.Intake == IntakePoll && o.Deliveries == nil:
+		return errors.New("run the control plane: polling needs GitHub's record of deliveries")
 	case has(RoleControl) && o.Control == nil:
 		return errors.New("run the control plane: role control is not wired")
 	}
@@ -153,24 +189,35 @@ func Run(ctx context.Context, o Options) (err error) {
 	router.MethodNotAllowedHandler = http.HandlerFunc(notAllowed)
 	health := &health{store: o.Store}
 
-	var intake *github.Intake
+	var intake *github.Intake // with IntakePush
+	var events *github.Events
 	var commands *chatops.Service
 	var reports *report.Reporter
 	if has(RoleGitHub) {
 		c := o.Commands
 		c.Store, c.Journal, c.GitHub, c.Logger, c.Grace = o.Store, o.Journal, o.GitHub, o.Logger, o.Grace
 		commands = chatops.New(c)
-		if intake, err = github.NewIntake(o.Secrets, commands, o.Logger); err != nil {
-			return err
+		events = github.NewEvents(commands, o.Logger)
+		if o.Intake != IntakePoll {
+			if intake, err = github.NewIntake(o.Secrets, events); err != nil {
+				return err
+			}
 		}
-		if l, ok := o.GitHub.(interface{ Learn(r chatops.Repository) }); ok {
-			intake.OnRepository = l.Learn
+		if l, ok := o.GitHub.(interface {
+			Learn(r chatops.Repository)
+			Forget(installation int64)
+		}); ok {
+			events.OnRepository, events.OnInstallation = l.Learn, l.Forget
 		}
 		if rc := o.Reports; rc.GitHub != nil {
 			rc.Store, rc.Journal, rc.Logger = o.Store, o.Journal, o.Logger
 			rc.Prefix, rc.OnMerge = c.PrefixOnly, report.OnMergeText(string(c.OnMerge))
+			rc.Permissions = c.Permissions != nil
+			if rc.Pictures != nil {
+				router.PathPrefix(report.PicturePath).Handler(rc.Pictures.Handler(o.Store))
+			}
 			reports = report.NewReporter(rc)
-			intake.OnTouched = reports.Look
+			events.OnTouched, events.OnActivity = reports.Look, reports.Notice
 		}
 	}
 
@@ -182,7 +229,9 @@ func Run(ctx context.Context, o Options) (err error) {
 			start("reports", reports.Run)
 		}
 		start("commands", commands.Run)
-		router.Handle(deliveries, intake).Methods(http.MethodPost)
+		if intake != nil {
+			router.Handle(deliveries, intake).Methods(http.MethodPost)
+		}
 	}
 	if serves {
 		router.HandleFunc("/healthz", health.live).Methods(http.MethodGet, http.MethodHead)
@@ -191,6 +240,14 @@ func Run(ctx context.Context, o Options) (err error) {
 			router.PathPrefix("/").Handler(o.API)
 		}
 		start("server", func(own context.Context) error { return serve(own, o, router) })
+		if has(RoleGitHub) {
+			switch {
+			case o.Intake == IntakePoll:
+				start("polling", github.NewPoller(github.PollerOptions{Log: o.Deliveries, Handle: events.Handle, Every: o.PollEvery, Logger: o.Logger}).Run)
+			case o.Deliveries != nil:
+				start("redelivery", github.NewRedeliverer(github.RedelivererOptions{Log: o.Deliveries, Every: o.RedeliverEvery, Logger: o.Logger}).Run)
+			}
+		}
 		o.Logger.Info("serving", "roles", o.Roles, "address", o.Listener.Addr().String())
 	}
 

@@ -560,7 +560,7 @@ func TestValues(t *testing.T) {
 		all := decode(t, template(t, "testdata/github.yaml"))
 		pod := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec
 		c := pod.Containers[0]
-		for _, flag := range []string{"--roles=github,api", "--github-app-id=123456789", "--github-app-key-file=/etc/sluice/github/private-key.pem", "--github-api-url=https://github.example/api/v3/", "--github-on-merge=nothing", "--github-reports=true"} {
+		for _, flag := range []string{"--roles=github,api", "--github-app-id=123456789", "--github-app-key-file=/etc/sluice/github/private-key.pem", "--github-api-url=https://github.example/api/v3/", "--github-on-merge=nothing", "--github-reports=true", "--intake=push", "--public-url=https://sluice.example"} {
 			if !slices.Contains(c.Args, flag) {
 				t.Errorf("%q lacks %s", c.Args, flag)
 			}
@@ -572,7 +572,7 @@ func TestValues(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 		in := of[*networkingv1.Ingress](all)
-		if len(in) != 1 || len(in[0].Spec.Rules[0].HTTP.Paths) != 2 || in[0].Spec.Rules[0].HTTP.Paths[0].Path != "/webhooks/github" || in[0].Spec.Rules[0].HTTP.Paths[0].Backend.Service.Name != "sluice-webhook" {
+		if len(in) != 1 || len(in[0].Spec.Rules[0].HTTP.Paths) != 3 || in[0].Spec.Rules[0].HTTP.Paths[0].Path != "/webhooks/github" || in[0].Spec.Rules[0].HTTP.Paths[1].Path != "/pictures" || in[0].Spec.Rules[0].HTTP.Paths[0].Backend.Service.Name != "sluice-webhook" {
 			t.Errorf("ingress %+v", in)
 		}
 		hooked := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template
@@ -596,6 +596,22 @@ func TestValues(t *testing.T) {
 		if !slices.ContainsFunc(hooked.Spec.Volumes, func(v corev1.Volume) bool { return v.ConfigMap != nil && v.ConfigMap.Name == config.Name }) ||
 			!slices.Contains(hooked.Spec.Containers[0].Args, "--github-permissions=/etc/sluice/permissions/permissions.yaml") {
 			t.Errorf("permissions are not given to the program: %+v", hooked.Spec)
+		}
+	})
+	t.Run("github polled", func(t *testing.T) {
+		all := decode(t, template(t, "testdata/github.yaml", "--set", "github.intake=poll,github.webhookSecret.name=,github.publicURL="))
+		c := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec.Containers[0]
+		if !slices.Contains(c.Args, "--intake=poll") || len(c.Env) != 0 {
+			t.Errorf("%q, %+v", c.Args, c.Env)
+		}
+		if in := of[*networkingv1.Ingress](all); len(in) != 1 || len(in[0].Spec.Rules[0].HTTP.Paths) != 1 || in[0].Spec.Rules[0].HTTP.Paths[0].Path != "/apis/sluice/v1" {
+			t.Errorf("there is a way in for webhooks: %+v", in)
+		}
+	})
+	t.Run("github's hook", func(t *testing.T) {
+		all := decode(t, template(t, "testdata/defaults.yaml", "--set", "github.enabled=true,github.webhookSecret.name=s,github.token.name=t,github.hook=acme/fraud/5"))
+		if c := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec.Containers[0]; !slices.Contains(c.Args, "--github-hook=acme/fraud/5") {
+			t.Errorf("%q", c.Args)
 		}
 	})
 	t.Run("api", func(t *testing.T) {
@@ -693,7 +709,7 @@ func TestValues(t *testing.T) {
 			}
 			for _, in := range of[*networkingv1.Ingress](all) {
 				for _, p := range in.Spec.Rules[0].HTTP.Paths {
-					if p.Path != "/webhooks/github" && p.Path != "/apis/sluice/v1" {
+					if p.Path != "/webhooks/github" && p.Path != "/apis/sluice/v1" && p.Path != "/pictures" {
 						t.Errorf("%s: the ingress leads to %s", values, p.Path)
 					}
 				}
@@ -906,6 +922,12 @@ func TestRefused(t *testing.T) {
 		{"github.enabled=true,github.webhookSecret.name=s,github.app.id=5", "github.app.privateKey.name"},
 		{"github.enabled=true,github.webhookSecret.name=s,github.token.name=t,github.app.id=5", "exclude each other"},
 		{"github.enabled=true,github.webhookSecret.name=s,github.token.name=t,webhook.ingress.enabled=true", "webhook.ingress.host"},
+		{"github.intake=pull", "intake"},
+		{"github.hook=acme/fraud", "hook"},
+		{"github.enabled=true,github.intake=poll", "github.token.name"},
+		{"github.enabled=true,github.intake=poll,github.token.name=t", "is for an App"},
+		{"github.enabled=true,github.webhookSecret.name=s,github.app.id=5,github.app.privateKey.name=k,github.hook=acme/fraud/5", "github.hook is for github.token"},
+		{"github.enabled=true,github.intake=poll,github.app.id=5,github.app.privateKey.name=k,webhook.ingress.enabled=true,webhook.ingress.host=a.example", "nowhere"},
 		{"router.selfScale.p99=5", "p99"},
 		{"router.selfScale.cpu.low=0.3", "low"},
 		{"router.selfScale.cpu.step=half", "step"},

@@ -14,7 +14,7 @@ packages=(
   "@octokit/webhooks-schemas@7.6.1 sha512-qW0Bwtb76r4m2WzVhKDyfEeEnt1GEQoRjkCqmq2ZeB0nNVDJ+Z2LBDS9FDPyduuMXf/ZTWiCJp9PFFHgRfBe3A=="
 )
 # Changes when the packages or the extraction below do.
-stamp=$(printf '%s\n' "extraction 3" "${packages[@]}")
+stamp=$(printf '%s\n' "extraction 4" "${packages[@]}")
 if [ -f "$dir/stamp" ] && [ "$(cat "$dir/stamp")" = "$stamp" ]; then
   exit 0
 fi
@@ -69,7 +69,11 @@ const wanted = [
   "/repos/{owner}/{repo}/contents/{path}",
   "/orgs/{org}/teams/{team_slug}/memberships/{username}",
   "/app/hook/deliveries",
+  "/app/hook/deliveries/{delivery_id}",
   "/app/hook/deliveries/{delivery_id}/attempts",
+  "/repos/{owner}/{repo}/hooks/{hook_id}/deliveries",
+  "/repos/{owner}/{repo}/hooks/{hook_id}/deliveries/{delivery_id}",
+  "/repos/{owner}/{repo}/hooks/{hook_id}/deliveries/{delivery_id}/attempts",
 ];
 const out = { openapi: all.openapi, info: all.info, paths: {}, components: {} };
 const keep = (value) => {

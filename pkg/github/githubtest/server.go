@@ -6,6 +6,7 @@ package githubtest
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -40,6 +41,7 @@ type Server struct {
 	calls    []Call
 	nextID   int64
 	tokens   map[string]bool // of installations
+	hook     hook
 	teams    map[string]bool // org/slug/login
 }
 
@@ -64,6 +66,8 @@ type PullRequest struct {
 	HeadRepository int64
 	State          string
 	Merged         bool
+	// Then are the heads that it has from the second reading on, one after the other: somebody pushes all the time.
+	Then []string
 	// Base is the branch that it asks to be merged into; main unless set, which is the default branch.
 	Base string
 }
@@ -119,6 +123,8 @@ func newServer(t testing.TB) *Server {
 		t: t, contract: openContract(t), repos: map[string]*repository{}, accounts: map[string]int64{},
 		nextID: 1000, tokens: map[string]bool{Token: true}, teams: map[string]bool{},
 	}
+	s.hook.ctx, s.hook.stop = context.WithCancel(context.Background())
+	t.Cleanup(s.hook.end) // after Close, when nothing more is asked for
 	r := mux.NewRouter()
 	r.HandleFunc("/app/installations/{id}/access_tokens", s.installationToken).Methods(http.MethodPost)
 	r.HandleFunc("/repos/{owner}/{repo}/collaborators/{login}/permission", s.getPermission).Methods(http.MethodGet)
@@ -126,6 +132,7 @@ func newServer(t testing.TB) *Server {
 	r.HandleFunc("/repos/{owner}/{repo}/issues/{number}/comments", s.createComment).Methods(http.MethodPost)
 	s.directory(r)
 	s.reports(r)
+	s.hooks(r)
 	r.HandleFunc("/repos/{owner}/{repo}/issues/comments/{id}/reactions", s.createReaction).Methods(http.MethodPost)
 	r.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		t.Errorf("GitHub was asked for %s %s, which the fake does not know", r.Method, r.URL.Path)
@@ -323,7 +330,10 @@ func (s *Server) authenticated(r *http.Request) bool {
 	_, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.tokens[token] || isJWT(token) && strings.HasPrefix(r.URL.Path, "/app")
+	if strings.HasPrefix(r.URL.Path, "/app") { // the App itself, not one of its installations
+		return isJWT(token)
+	}
+	return s.tokens[token]
 }
 
 func fail(w http.ResponseWriter, code int, message string) {
@@ -409,6 +419,9 @@ func (s *Server) getPullRequest(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(offContract, "the description has no deleted forks")
 	}
 	answer(w, http.StatusOK, s.pullRequest(repo, pr))
+	if len(pr.Then) > 0 {
+		pr.Head, pr.Then = pr.Then[0], pr.Then[1:]
+	}
 }
 
 // maxComment is how many characters GitHub takes.

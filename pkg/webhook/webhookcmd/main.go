@@ -12,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -26,6 +27,7 @@ import (
 	"github.com/sluice-dev/sluice/pkg/page"
 	"github.com/sluice-dev/sluice/pkg/page/login"
 	"github.com/sluice-dev/sluice/pkg/process"
+	"github.com/sluice-dev/sluice/pkg/report"
 	"github.com/sluice-dev/sluice/pkg/webhook"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -39,13 +41,13 @@ const (
 
 const usage = `Usage: webhook [flags]
 
-Runs the control plane: role github takes GitHub's webhooks at /webhooks/github and
-carries out the commands in comments on pull requests and reports there, role api serves the API, role
+Runs the control plane: role github takes GitHub's webhooks at /webhooks/github, or fetches them with
+--intake=poll, and carries out the commands in comments on pull requests and reports there, role api serves the API, role
 control reconciles. Each flag can be set by SLUICE_<NAME> too: SLUICE_GITHUB_API_URL
 sets --github-api-url.
 
 Secrets come from the environment or from files, never from flags:
-  SLUICE_WEBHOOK_SECRET   the webhook's secret; several, one per line, while it is rotated
+  SLUICE_WEBHOOK_SECRET   the webhook's secret; several, one per line, while it is rotated; not for --intake=poll
   SLUICE_GITHUB_TOKEN     a token for GitHub's API, unless an App is used
   SLUICE_API_SESSION_KEY  what sessions of the API and of the page are made with, where several servers share them
   SLUICE_PAGE_LOGIN_CLIENT_SECRET  what the page proves itself with to the issuer that people log in at
@@ -77,7 +79,12 @@ type config struct {
 	appKeyFile string
 	pause      time.Duration
 
+	intake         string
+	hook           string
+	redeliverEvery time.Duration
+
 	permissions string
+	publicURL   string
 	onMerge     string
 	prefixOnly  bool
 	reports     bool
@@ -111,6 +118,9 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.namespace, "namespace", "default", "namespace of the endpoints")
 	f.DurationVar(&c.grace, "grace", 4*time.Second, "how long requests and commands under way may take at the end")
 	f.BoolVar(&c.verbose, "verbose", false, "log more")
+	f.StringVar(&c.intake, "intake", string(webhook.IntakePush), "how GitHub's events come in: push, to /webhooks/github, or poll, which fetches a GitHub App's deliveries and needs no way in")
+	f.DurationVar(&c.redeliverEvery, "github-redeliver-every", 3*time.Minute, "how often GitHub is asked what it could not deliver, to have it delivered again; 0 for never")
+	f.StringVar(&c.hook, "github-hook", "", "OWNER/REPOSITORY/ID of the webhook whose deliveries are looked after, with a token; an App looks after its own")
 	f.StringVar(&c.secretFile, "webhook-secret-file", "", "file with the webhook's secrets, one per line")
 	f.StringVar(&c.apiURL, "github-api-url", github.DefaultBaseURL, "GitHub's API; https://HOST/api/v3/ for GitHub Enterprise Server")
 	f.StringVar(&c.tokenFile, "github-token-file", "", "file with a token for GitHub's API")
@@ -118,6 +128,7 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.appKeyFile, "github-app-key-file", "", "file with the App's private key in PEM")
 	f.DurationVar(&c.pause, "github-write-pause", github.WritePause, "time between two writing requests to GitHub's API, which go one at a time; less than 1s only for a server of your own")
 	f.StringVar(&c.permissions, "github-permissions", "", "file that says which role or team each command needs; without it each needs the role write")
+	f.StringVar(&c.publicURL, "public-url", "", "address by which GitHub reaches this server, such as https://sluice.example: reports then link pictures of the steps, which GitHub fetches at /pictures/")
 	f.StringVar(&c.onMerge, "github-on-merge", string(chatops.MergeNothing), "what the merge of a pull request does to its treatment: promote, continue (judging, and say so) or nothing")
 	f.BoolVar(&c.prefixOnly, "github-prefix-only", false, "heed only commands with /sluice before them, such as /sluice promote: other bots may own the bare words")
 	f.BoolVar(&c.reports, "github-reports", true, "show on pull requests what becomes of their versions: a comment, a check run or commit status, a deployment")
@@ -192,14 +203,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	}
 	o := webhook.Options{Roles: roles, Logger: log, Grace: c.grace}
 	if slices.Contains(roles, webhook.RoleGitHub) {
-		if o.Secrets, err = c.secrets(); err != nil {
-			return err
-		}
-		// Said before anything is opened: without a secret anybody could command.
-		if _, err := github.NewIntake(o.Secrets, nil, nil); err != nil {
-			return err
-		}
-		client, err := c.client(log)
+		client, err := c.events(&o, log)
 		if err != nil {
 			return err
 		}
@@ -215,6 +219,9 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		o.Commands.Directory = client
 		if c.reports {
 			o.Reports.GitHub = client
+			if o.Reports.Pictures, err = c.pictures(o.Secrets); err != nil {
+				return err
+			}
 		}
 	}
 	var people *login.Login
@@ -261,6 +268,45 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	return webhook.Run(ctx, o)
 }
 
+// events says how GitHub's events come in, and gives the client to answer with.
+func (c config) events(o *webhook.Options, log *slog.Logger) (*github.Client, error) {
+	var err error
+	if o.Intake, err = webhook.ParseIntake(c.intake); err != nil {
+		return nil, err
+	}
+	hook, err := github.ParseHook(c.hook)
+	if err != nil {
+		return nil, err
+	}
+	if o.Intake == webhook.IntakePush {
+		if o.Secrets, err = c.secrets(); err != nil {
+			return nil, err
+		}
+		// Said before anything is opened: without a secret anybody could command.
+		if _, err := github.NewIntake(o.Secrets, nil); err != nil {
+			return nil, err
+		}
+	}
+	client, err := c.client(log)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case o.Intake == webhook.IntakePoll && !client.App():
+		return nil, &rollout.Error{Reason: rollout.ReasonInvalid, Field: "intake", Message: "GitHub tells a token nothing of the events of all its repositories: only an App's deliveries can be fetched",
+			Hint: "act as a GitHub App with --github-app-id and --github-app-key-file, or use --intake=push"}
+	case o.Intake == webhook.IntakePush && (c.redeliverEvery <= 0 || !client.App() && c.hook == ""):
+		log.Info("deliveries that do not arrive are not asked for again", "way", "a GitHub App, or with a token --github-hook, and --github-redeliver-every")
+		return client, nil
+	}
+	l, err := client.HookLog(hook)
+	if err != nil {
+		return nil, err
+	}
+	o.Deliveries, o.RedeliverEvery = l, c.redeliverEvery
+	return client, nil
+}
+
 // wireLocal is the state directory.
 func wireLocal(_ context.Context, c config, o *webhook.Options, log *slog.Logger) (err error) {
 	if o.Store, err = local.NewStore(c.state, log); err != nil {
@@ -273,6 +319,18 @@ func wireLocal(_ context.Context, c config, o *webhook.Options, log *slog.Logger
 		o.Control = func(ctx context.Context) error { return runControl(ctx, c, *o, log) }
 	}
 	return nil
+}
+
+// pictures in reports; none without an address by which GitHub fetches them.
+func (c config) pictures(secrets [][]byte) (*report.Pictures, error) {
+	if c.publicURL == "" {
+		return nil, nil
+	}
+	u, err := url.Parse(c.publicURL)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.ContainsAny(c.publicURL, " ()[]<>\"\\") {
+		return nil, &rollout.Error{Reason: rollout.ReasonInvalid, Field: "public-url", Message: "the public address must be an https URL", Hint: "give it as GitHub reaches it, such as https://sluice.example"}
+	}
+	return &report.Pictures{URL: strings.TrimRight(c.publicURL, "/"), Keys: secrets}, nil
 }
 
 func apiOff(_ *webhook.Options, log *slog.Logger) (http.Handler, error) {

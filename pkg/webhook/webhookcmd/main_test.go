@@ -86,7 +86,13 @@ func TestUsage(t *testing.T) {
 		{"a missing file of secrets", []string{state}, []string{"--webhook-secret-file=" + missing}, 1, "secrets"},
 		{"a bad App key", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_APP_ID=5"}, []string{"--github-app-key-file=/dev/null"}, 2, "key"},
 		{"an unknown effect of a merge", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush", "SLUICE_GITHUB_ON_MERGE=celebrate"}, nil, 2, "celebrate"},
+		{"a public address that is none", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--public-url=sluice.example"}, 2, "https://sluice.example"},
+		{"missing permissions", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--github-permissions=" + missing}, 1, "permissions"},
+		{"empty permissions", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--github-permissions=" + empty}, 2, "CommandPermissions"},
 		{"plain http", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--github-api-url=http://github.example"}, 2, "https"},
+		{"polling with a token", []string{state, "SLUICE_GITHUB_TOKEN=hush-hush", "SLUICE_INTAKE=poll"}, nil, 2, "act as a GitHub App"},
+		{"an unknown way in", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush", "SLUICE_INTAKE=pull"}, nil, 2, "\"pull\""},
+		{"a hook that is none", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush", "SLUICE_GITHUB_HOOK=acme/fraud"}, nil, 2, "OWNER/REPOSITORY/ID"},
 		{"a missing policy", []string{state}, []string{"--roles=api", "--api-audience=x", "--api-policy=" + missing}, 1, "policy"},
 		{"an empty policy", []string{state}, []string{"--roles=api", "--api-audience=x", "--api-policy=" + empty}, 2, "policy"},
 		{"a policy without an audience", []string{state}, []string{"--roles=api", "--api-policy=" + policy}, 2, "audience"},
@@ -483,22 +489,26 @@ func TestKilled(t *testing.T) {
 	spread := time.Duration(kills) * 100 * time.Millisecond
 	for i := range pulls {
 		for j := range each {
-			// Whatever their order, each of these changes the endpoint.
-			command := fmt.Sprintf("/hold number %d", j)
-			if j%2 == 1 {
-				command = fmt.Sprintf("/traffic %d", 20+j)
-			}
-			c := gh.Comment(int64(1000+100*i+j), "acme/fraud", 40+i, "alice", command, time.Time{})
-			names[chatops.EntryName(c.ID, 1)] = true
-			wg.Go(func() {
-				time.Sleep(time.Duration(rand.Int64N(int64(spread))))
+			names[chatops.EntryName(int64(1000+100*i+j), 1)] = true
+		}
+		wg.Go(func() {
+			for j := range each {
+				// One after the other: what came before a later comment of its pull request would be superseded. Each changes the endpoint.
+				time.Sleep(time.Duration(rand.Int64N(2 * int64(spread) / each)))
+				command := fmt.Sprintf("/hold number %d", j)
+				if j%2 == 1 {
+					command = fmt.Sprintf("/traffic %d", 20+j)
+				}
+				c := gh.Comment(int64(1000+100*i+j), "acme/fraud", 40+i, "alice", command, time.Time{})
 				for !deliver(c) { // as its sender's page offers, and as a reconciler does: deliver again
 					time.Sleep(10 * time.Millisecond)
 				}
-				time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
-				deliver(c)
-			})
-		}
+				wg.Go(func() {
+					time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
+					deliver(c)
+				})
+			}
+		})
 	}
 	for range kills {
 		time.Sleep(time.Duration(1+rand.IntN(180)) * time.Millisecond)

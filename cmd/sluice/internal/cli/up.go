@@ -16,6 +16,7 @@ import (
 	"github.com/sluice-dev/sluice/pkg/page"
 	"github.com/sluice-dev/sluice/pkg/router/routercmd"
 	"github.com/sluice-dev/sluice/pkg/runner"
+	"github.com/sluice-dev/sluice/pkg/webhook"
 	"github.com/sluice-dev/sluice/pkg/webhook/webhookcmd"
 )
 
@@ -58,6 +59,16 @@ func (a *app) complete(o *up.Options) error {
 	}
 	o.Exe, o.Env, o.Namespace = exe, a.io.Env, a.namespace
 	o.GitHub = a.io.Getenv("SLUICE_WEBHOOK_SECRET") != "" || a.io.Getenv("SLUICE_WEBHOOK_SECRET_FILE") != ""
+	intake, err := webhook.ParseIntake(cmp.Or(a.io.Getenv("SLUICE_INTAKE"), string(webhook.IntakePush)))
+	if err != nil {
+		return err
+	}
+	if intake == webhook.IntakePoll {
+		if a.io.Getenv("SLUICE_GITHUB_APP_ID") == "" || a.io.Getenv("SLUICE_GITHUB_APP_KEY_FILE") == "" {
+			return misuse("SLUICE_INTAKE", "set SLUICE_GITHUB_APP_ID and SLUICE_GITHUB_APP_KEY_FILE, or leave it out", "only a GitHub App's events can be polled for")
+		}
+		o.GitHub = true
+	}
 	return nil
 }
 

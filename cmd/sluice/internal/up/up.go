@@ -31,7 +31,7 @@ type Options struct {
 	Exe string
 	// Env that children inherit.
 	Env []string
-	// GitHub says that a webhook secret is configured.
+	// GitHub says that a webhook secret is configured, or that events are polled for.
 	GitHub bool
 	// Page says who may read the page at the API's address, as --page of the control plane.
 	Page string
