@@ -568,7 +568,8 @@ func TestValues(t *testing.T) {
 		if r := c.Env[0].ValueFrom.SecretKeyRef; c.Env[0].Name != "SLUICE_WEBHOOK_SECRET" || r.Name != "hook" || r.Key != "secret" {
 			t.Errorf("%+v", c.Env)
 		}
-		if v := pod.Volumes[0].Secret; v.SecretName != "app" || v.Items[0].Key != "pem" || v.Items[0].Path != "private-key.pem" {
+		app := slices.IndexFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == "github" })
+		if v := pod.Volumes[max(app, 0)].Secret; v == nil || v.SecretName != "app" || v.Items[0].Key != "pem" || v.Items[0].Path != "private-key.pem" {
 			t.Errorf("%+v", v)
 		}
 		in := of[*networkingv1.Ingress](all)
