@@ -180,7 +180,7 @@
   times();
   setInterval(() => {
     times();
-    if (document.hidden) return;
+    if (document.hidden || !document.body.dataset.events) return; // what follows nothing is not taken again
     if (source && source.readyState === EventSource.OPEN && Date.now() - heard > SILENCE) connect();
     const quiet = !source || source.readyState !== EventSource.OPEN;
     if (quiet && !loading && Date.now() - loaded > SLOW) load();
@@ -191,7 +191,7 @@
       say("paused", "");
     } else {
       connect();
-      load();
+      if (document.body.dataset.events) load();
     }
   });
   // A page that comes back from the browser's memory is an old one.
