@@ -600,7 +600,7 @@ func TestValues(t *testing.T) {
 		}
 	})
 	t.Run("github polled", func(t *testing.T) {
-		all := decode(t, template(t, "testdata/github.yaml", "--set", "github.intake=poll,github.webhookSecret.name=,github.publicURL="))
+		all := decode(t, template(t, "testdata/github.yaml", "--set", "github.intake=poll,github.webhookSecret.name=,github.publicURL=,webhook.ca.configMap="))
 		c := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec.Containers[0]
 		if !slices.Contains(c.Args, "--intake=poll") || len(c.Env) != 0 {
 			t.Errorf("%q, %+v", c.Args, c.Env)
