@@ -30,6 +30,7 @@ import (
 
 	"github.com/sluice-dev/sluice/pkg/access"
 	"github.com/sluice-dev/sluice/pkg/access/oidc"
+	"github.com/sluice-dev/sluice/pkg/access/policy"
 	"github.com/sluice-dev/sluice/pkg/api/wire"
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/rollout"
@@ -625,7 +626,7 @@ func (r *Rule) image(image string) error {
 	if err != nil {
 		return invalid("version.image", "name it as REGISTRY/NAME@sha256:HEX", "%.300q is not an image by digest: %v", image, err)
 	}
-	if !fits(r.Images, image) {
+	if !policy.Fits(r.Images, image) {
 		return denied("version.image", "push it where the server's policy permits", "nothing permits this job to deploy the image %s", image)
 	}
 	return nil

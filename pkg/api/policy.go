@@ -2,14 +2,10 @@ package api
 
 import (
 	"fmt"
-	"os"
 	"slices"
-	"strings"
-
-	"sigs.k8s.io/yaml"
 
 	"github.com/sluice-dev/sluice/pkg/access/oidc"
-	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/access/policy"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -17,26 +13,24 @@ import (
 const PolicyKind = "APIPolicy"
 
 // Command is what a rule can permit.
-type Command string
+type Command = policy.Command
 
-// The commands. Deploy is what a deploy does with a version of its own, of the same pull request or else of the same
-// commit or run, that has had no part in traffic yet: add it, prepare replicas, give it its first part, or retire it.
-// The others are the transitions of the same name, on any version of the endpoint.
+// The commands, all of those that there are.
 const (
-	CommandRead           Command = "read"
-	CommandDeploy         Command = "deploy"
-	CommandUpdate         Command = "update"
-	CommandShift          Command = "traffic"
-	CommandPromote        Command = "promote"
-	CommandRollback       Command = "rollback"
-	CommandRetire         Command = "retire"
-	CommandPrepare        Command = "prepare"
-	CommandHold           Command = "hold"
-	CommandResume         Command = "resume"
-	CommandLock           Command = "lock"
-	CommandUnlock         Command = "unlock"
-	CommandDelete         Command = "delete"
-	CommandDeleteEndpoint Command = "delete-endpoint"
+	CommandRead           = policy.CommandRead
+	CommandDeploy         = policy.CommandDeploy
+	CommandUpdate         = policy.CommandUpdate
+	CommandShift          = policy.CommandShift
+	CommandPromote        = policy.CommandPromote
+	CommandRollback       = policy.CommandRollback
+	CommandRetire         = policy.CommandRetire
+	CommandPrepare        = policy.CommandPrepare
+	CommandHold           = policy.CommandHold
+	CommandResume         = policy.CommandResume
+	CommandLock           = policy.CommandLock
+	CommandUnlock         = policy.CommandUnlock
+	CommandDelete         = policy.CommandDelete
+	CommandDeleteEndpoint = policy.CommandDeleteEndpoint
 )
 
 // Commands that there are.
@@ -105,40 +99,28 @@ type Rule struct {
 	MaxPercent *rollout.Percent `json:"maxPercent,omitempty"`
 }
 
-// maxPolicy bounds a policy's file, in bytes.
-const maxPolicy = 1 << 20
+var kind = policy.Kind{Name: PolicyKind, Flag: "api-policy", Of: "the API", Document: "docs/api.md"}
 
 // ReadPolicy reads a policy's file.
 func ReadPolicy(path string) (*Policy, error) {
-	info, err := os.Stat(path)
+	b, err := kind.Read(path)
 	if err != nil {
-		return nil, fmt.Errorf("read the API's policy: %w", err)
-	}
-	if info.Size() > maxPolicy {
-		return nil, policyError("", "split it over several servers", "%s has more than %d bytes", path, maxPolicy)
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read the API's policy: %w", err)
+		return nil, err
 	}
 	return ParsePolicy(b)
-}
-
-func policyError(field, hint, format string, args ...any) *rollout.Error {
-	return &rollout.Error{Reason: rollout.ReasonInvalid, Field: strings.TrimSuffix("api-policy."+field, "."), Message: fmt.Sprintf(format, args...), Hint: hint}
 }
 
 // ParsePolicy reads a policy strictly: an unknown key, a missing condition or an empty list of rules is an error.
 func ParsePolicy(b []byte) (*Policy, error) {
 	var p Policy
-	if err := yaml.UnmarshalStrict(b, &p); err != nil {
-		return nil, policyError("", "docs/api.md shows one", "the policy cannot be read: %v", err)
+	if err := kind.Decode(b, &p); err != nil {
+		return nil, err
 	}
-	if p.APIVersion != rollout.APIVersion || p.Kind != PolicyKind {
-		return nil, policyError("", fmt.Sprintf("begin it with apiVersion: %s and kind: %s", rollout.APIVersion, PolicyKind), "%s/%s is not a policy of the API", p.APIVersion, p.Kind)
+	if err := kind.Check(p.APIVersion, p.Kind); err != nil {
+		return nil, err
 	}
 	if len(p.Rules) == 0 {
-		return nil, policyError("rules", "permit a repository, or leave the API off", "there is no rule, so nobody may do anything")
+		return nil, kind.Error("rules", "permit a repository, or leave the API off", "there is no rule, so nobody may do anything")
 	}
 	var errs []*rollout.Error
 	for i := range p.Rules {
@@ -152,7 +134,7 @@ func ParsePolicy(b []byte) (*Policy, error) {
 
 func (r *Rule) validate(at string) (errs []*rollout.Error) {
 	add := func(field, hint, format string, args ...any) {
-		errs = append(errs, policyError(at+field, hint, format, args...))
+		errs = append(errs, kind.Error(at+field, hint, format, args...))
 	}
 	if r.RepositoryID <= 0 {
 		add("repositoryId", "give the number that `gh api repos/OWNER/NAME --jq .id` prints", "a rule needs the id of a repository")
@@ -160,60 +142,17 @@ func (r *Rule) validate(at string) (errs []*rollout.Error) {
 	if r.RepositoryOwnerID <= 0 {
 		add("repositoryOwnerId", "give the number that `gh api repos/OWNER/NAME --jq .owner.id` prints", "a rule needs the id of the repository's owner")
 	}
-	lists := []struct {
-		name     string
-		list     []string
-		required bool
-		pattern  string // "*" alone, "prefix" with * at the end, "path" with * after a / at least, or ""
-	}{
-		{"events", r.Events, true, ""},
-		{"environments", r.Environments, false, ""},
-		{"refs", r.Refs, false, "prefix"},
-		{"jobWorkflowRefs", r.JobWorkflowRefs, false, "prefix"},
-		{"images", r.Images, false, "path"},
-		{"namespaces", r.Namespaces, true, "*"},
-		{"endpoints", r.Endpoints, true, "*"},
-	}
-	for _, l := range lists {
-		if l.required && len(l.list) == 0 {
-			add(l.name, "list at least one", "a rule needs %s", l.name)
-		}
-		for i, s := range l.list {
-			stars := strings.Count(s, "*")
-			ok := s != "" && s == strings.TrimSpace(s)
-			switch l.pattern {
-			case "prefix":
-				ok = ok && (stars == 0 || stars == 1 && strings.HasSuffix(s, "*"))
-			case "path": // registry.example* has registry.example.evil.example
-				ok = ok && (stars == 0 || stars == 1 && strings.HasSuffix(s, "*") && strings.Contains(s, "/"))
-			case "*":
-				ok = ok && (stars == 0 || s == "*")
-			default:
-				ok = ok && stars == 0
-			}
-			if !ok {
-				add(fmt.Sprintf("%s[%d]", l.name, i), "write the value as it is; docs/api.md says where * may stand", "%q cannot be meant", s)
-			}
-		}
-	}
-	for i, ns := range r.Namespaces {
-		if ns != "*" && cluster.ValidateNamespace("", ns) != nil {
-			add(fmt.Sprintf("namespaces[%d]", i), "name it as Kubernetes does, or *", "%q is not a name for a namespace", ns)
-		}
-	}
-	for i, e := range r.Endpoints {
-		if e != "*" && rollout.ValidateName("", "an endpoint", e) != nil {
-			add(fmt.Sprintf("endpoints[%d]", i), "name an endpoint, or *", "%q is not a name for an endpoint", e)
-		}
-	}
-	if len(r.Commands) == 0 {
-		add("commands", "list at least one", "a rule needs commands")
-	}
-	for i, c := range r.Commands {
-		if !slices.Contains(commands, c) {
-			add(fmt.Sprintf("commands[%d]", i), fmt.Sprintf("use some of %v", commands), "there is no command %q", c)
-		}
-	}
+	errs = append(errs, kind.Lists(at,
+		policy.List{Name: "events", Values: r.Events, Required: true},
+		policy.List{Name: "environments", Values: r.Environments},
+		policy.List{Name: "refs", Values: r.Refs, Pattern: policy.PatternPrefix},
+		policy.List{Name: "jobWorkflowRefs", Values: r.JobWorkflowRefs, Pattern: policy.PatternPrefix},
+		policy.List{Name: "images", Values: r.Images, Pattern: policy.PatternPath},
+		policy.List{Name: "namespaces", Values: r.Namespaces, Required: true, Pattern: policy.PatternAll},
+		policy.List{Name: "endpoints", Values: r.Endpoints, Required: true, Pattern: policy.PatternAll},
+	)...)
+	errs = append(errs, kind.Names(at, r.Namespaces, r.Endpoints)...)
+	errs = append(errs, kind.Commands(at, r.Commands, commands)...)
 	for i, x := range r.Allow {
 		if !slices.Contains(extras, x) {
 			add(fmt.Sprintf("allow[%d]", i), fmt.Sprintf("use some of %v", extras), "there is nothing called %q to allow", x)
@@ -239,14 +178,6 @@ func (r *Rule) validate(at string) (errs []*rollout.Error) {
 	return errs
 }
 
-// fits says whether s is one of a list in which a * at the end stands for any rest. An empty list has all.
-func fits(list []string, s string) bool {
-	return len(list) == 0 || slices.ContainsFunc(list, func(p string) bool {
-		prefix, open := strings.CutSuffix(p, "*")
-		return p == s || open && strings.HasPrefix(s, prefix)
-	})
-}
-
 func denied(field, hint, format string, args ...any) *rollout.Error {
 	return &rollout.Error{Reason: rollout.ReasonDenied, Field: field, Message: fmt.Sprintf(format, args...), Hint: hint}
 }
@@ -261,9 +192,9 @@ func (r *Rule) admits(id *oidc.Identity) *rollout.Error {
 		return denied("environment", hint, "the job has no environment, and must have one")
 	case len(r.Environments) > 0 && !slices.Contains(r.Environments, id.Environment):
 		return denied("environment", hint, "jobs with the environment %q may not do this", id.Environment)
-	case !fits(r.Refs, id.Ref):
+	case !policy.Fits(r.Refs, id.Ref):
 		return denied("ref", hint, "workflows on %q may not do this", id.Ref)
-	case !fits(r.JobWorkflowRefs, id.JobWorkflowRef):
+	case !policy.Fits(r.JobWorkflowRefs, id.JobWorkflowRef):
 		return denied("job_workflow_ref", hint, "jobs of %q may not do this", id.JobWorkflowRef)
 	}
 	return nil
@@ -306,7 +237,7 @@ func (p *Policy) permit(id *oidc.Identity, key rollout.Key, asked []Command, mor
 	}
 	var why error = denied("endpoint", "have the server's policy permit it", "nothing permits %s on endpoint %s to this job", asked[0], key)
 	for _, r := range rules {
-		if !fits(r.Namespaces, key.Namespace) || !fits(r.Endpoints, key.Name) {
+		if !policy.Fits(r.Namespaces, key.Namespace) || !policy.Fits(r.Endpoints, key.Name) {
 			continue
 		}
 		for _, c := range asked {

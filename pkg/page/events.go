@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -176,6 +177,11 @@ func (p *Page) stream(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusForbidden, "other sites may not listen")
 		return
 	}
+	v := p.visitor(r)
+	if !v.all && v.person == nil {
+		refuse(w, http.StatusForbidden, "the page is for those who have logged in")
+		return
+	}
 	var only rollout.Key
 	if s := r.URL.Query().Get("endpoint"); s != "" {
 		only.Namespace, only.Name, _ = strings.Cut(s, "/")
@@ -215,7 +221,11 @@ func (p *Page) stream(w http.ResponseWriter, r *http.Request) {
 	}
 	beat := time.NewTicker(p.t.beat)
 	defer beat.Stop()
-	life := time.NewTimer(p.t.life/2 + rand.N(p.t.life/2))
+	span := p.t.life/2 + rand.N(p.t.life/2)
+	if !v.all { // nobody hears more than their session lasts
+		span = min(span, v.person.Until().Sub(p.o.Now()))
+	}
+	life := time.NewTimer(span)
 	defer life.Stop()
 	for {
 		select {
@@ -239,6 +249,7 @@ func (p *Page) stream(w http.ResponseWriter, r *http.Request) {
 		}
 		keys, all, now := p.hub.since(position, only)
 		position = now
+		keys = slices.DeleteFunc(keys, func(k rollout.Key) bool { return !v.sees(k) })
 		if !all && len(keys) == 0 {
 			continue
 		}

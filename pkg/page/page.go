@@ -1,6 +1,7 @@
 // Package page serves a page for people: the endpoints, their shares, how a treatment's share grew and on what
 // evidence, and the record of who changed what. It is made here from what the store has, is complete without
-// scripts, and follows changes by server-sent events. It reads endpoints and nothing else, and changes nothing.
+// scripts, and follows changes by server-sent events. It reads endpoints and nothing else, and changes nothing but what somebody who
+// has logged in and may do so asks for by a form.
 package page
 
 import (
@@ -15,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,10 +26,11 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/page/login"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
-// Mode says who may see the page. There is no login: who may see it sees every endpoint that the server does.
+// Mode says who may see the page. But with ModeLogin, who may see it sees every endpoint that the server does.
 type Mode string
 
 // The modes.
@@ -39,15 +42,17 @@ const (
 	ModeLoopback Mode = "loopback"
 	// ModeAnyone: whoever reaches the server.
 	ModeAnyone Mode = "anyone"
+	// ModeLogin: who has logged in, and then the endpoints that the login's policy permits to read.
+	ModeLogin Mode = "login"
 )
 
 // ParseMode reads a mode.
 func ParseMode(s string) (Mode, error) {
 	switch m := Mode(s); m {
-	case ModeNone, ModeLoopback, ModeAnyone:
+	case ModeNone, ModeLoopback, ModeAnyone, ModeLogin:
 		return m, nil
 	}
-	return "", &rollout.Error{Reason: rollout.ReasonInvalid, Field: "page", Message: strconv.Quote(s) + " says nothing about who may see the page", Hint: "use none, loopback or anyone"}
+	return "", &rollout.Error{Reason: rollout.ReasonInvalid, Field: "page", Message: strconv.Quote(s) + " says nothing about who may see the page", Hint: "use none, loopback, anyone or login"}
 }
 
 // EventsPath is where changes are told.
@@ -57,6 +62,10 @@ const EventsPath = "/apis/sluice/v1/events"
 type Options struct {
 	Store cluster.Reader
 	Mode  Mode
+	// Login lets people log in; required with ModeLogin. Nil: nobody can.
+	Login Login
+	// Editor carries out what people who have logged in ask for. Nil: the page changes nothing.
+	Editor Editor
 	// Next serves every other path.
 	Next   http.Handler
 	Logger *slog.Logger
@@ -117,8 +126,11 @@ func New(ctx context.Context, o Options) (*Page, error) {
 }
 
 func prepare(o Options) (*Page, error) {
-	if o.Store == nil || o.Mode != ModeLoopback && o.Mode != ModeAnyone {
+	if o.Store == nil || o.Mode != ModeLoopback && o.Mode != ModeAnyone && o.Mode != ModeLogin {
 		return nil, errors.New("make the page: it needs a store and whom to show it to")
+	}
+	if o.Mode == ModeLogin && o.Login == nil {
+		return nil, errors.New("make the page: it is for who has logged in, and nobody can")
 	}
 	if o.Next == nil {
 		o.Next = http.NotFoundHandler()
@@ -142,6 +154,12 @@ func prepare(o Options) (*Page, error) {
 		r.Handle(path, p.guarded(h)).Methods(http.MethodGet, http.MethodHead)
 	}
 	r.Handle(EventsPath, p.guarded(p.stream)).Methods(http.MethodGet)
+	if o.Login != nil {
+		r.Handle(login.Path, p.guarded(p.logIn)).Methods(http.MethodGet)
+		r.Handle(login.CallbackPath, p.guarded(p.loggedIn)).Methods(http.MethodGet)
+		r.Handle(login.LogoutPath, p.guarded(p.logOut)).Methods(http.MethodPost)
+		r.Handle("/endpoints/{namespace}/{name}", p.guarded(p.command)).Methods(http.MethodPost)
+	}
 	r.PathPrefix("/").Handler(o.Next)
 	p.handler = r
 	return p, nil
@@ -153,17 +171,22 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.handler.Ser
 // Close ends the streams of events, so that a server that ends need not wait for them. Pages are still served.
 func (p *Page) Close() { p.end.Do(func() { close(p.ending) }) }
 
-// policy lets the page use its own two files and nothing else; no text can become a script.
-const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
-	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+// contentPolicy lets the page use its own two files and nothing else; no text can become a script. What a form may do comes besides.
+const contentPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
+	"base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
 func (p *Page) guarded(next http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		h.Set("Content-Security-Policy", policy)
+		// Without a login there are no forms. With one, browsers say in Origin where a form comes from only if they may say so in Referer to the page itself.
+		forms, referrer := "; form-action 'none'", "no-referrer"
+		if p.o.Login != nil {
+			forms, referrer = "; form-action 'self'", "same-origin"
+		}
+		h.Set("Content-Security-Policy", contentPolicy+forms)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("X-Frame-Options", "DENY")
-		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Referrer-Policy", referrer)
 		h.Set("Cross-Origin-Opener-Policy", "same-origin")
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=()")
@@ -263,16 +286,31 @@ type frame struct {
 	Endpoint         *endpointView
 	// Missing says what is not there.
 	Missing string
+	// Who asks; nil without a login. LogIn is where to log in, for whoever can and has not.
+	Who   *who
+	LogIn string
+	// All says that who has not logged in sees everything, too.
+	All bool
+	// Note is what came of what was asked for right before.
+	Note *login.Note
+	// Refusal stands in place of everything else.
+	Refusal  *refusal
+	Commands *commandsView
 }
 
 func (p *Page) list(w http.ResponseWriter, r *http.Request) {
 	n, _ := strconv.Atoi(r.URL.Query().Get("page")) // what is no number is the first page
 	n = max(min(n, 1000), 1)
-	p.serve(w, r, "/?page="+strconv.Itoa(n), rollout.Key{}, func(ctx context.Context, f *frame) (int, error) {
+	v, ok := p.admit(w, r)
+	if !ok {
+		return
+	}
+	p.serve(w, r, v, "/?page="+strconv.Itoa(n), rollout.Key{}, func(ctx context.Context, f *frame) (int, error) {
 		all, err := p.o.Store.List(ctx)
 		if err != nil {
 			return 0, err
 		}
+		all = slices.DeleteFunc(slices.Clone(all), func(e *rollout.Endpoint) bool { return !v.sees(e.Key()) })
 		f.Title, f.Events, f.List = "Endpoints", EventsPath, viewList(all, n)
 		return http.StatusOK, nil
 	})
@@ -286,10 +324,17 @@ func (p *Page) endpoint(w http.ResponseWriter, r *http.Request) {
 	if valid {
 		cached = "/endpoints/" + key.String()
 	}
-	p.serve(w, r, cached, key, func(ctx context.Context, f *frame) (int, error) {
+	v, ok := p.admit(w, r)
+	if !ok {
+		return
+	}
+	p.serve(w, r, v, cached, key, func(ctx context.Context, f *frame) (int, error) {
 		f.Title = "No such endpoint"
 		f.Missing = "There is no endpoint of this name."
-		if !valid {
+		if !v.all { // one that the person may not see is none to them
+			f.Missing = "There is no endpoint of this name that you may see."
+		}
+		if !valid || !v.sees(key) {
 			return http.StatusNotFound, nil
 		}
 		f.Events = EventsPath + "?endpoint=" + key.String()
@@ -301,12 +346,16 @@ func (p *Page) endpoint(w http.ResponseWriter, r *http.Request) {
 			return 0, err
 		}
 		f.Title, f.Missing, f.Endpoint = e.Key().String(), "", viewEndpoint(e, f.Now)
+		if p.o.Editor != nil && v.person != nil {
+			f.Commands = viewCommands(e, v.person)
+		}
 		return http.StatusOK, nil
 	})
 }
 
 // serve a page: the kept one if nothing has changed since, else a new one, a few at a time.
-func (p *Page) serve(w http.ResponseWriter, r *http.Request, name string, only rollout.Key, fill func(context.Context, *frame) (int, error)) {
+// What somebody who has logged in sees is made for them alone.
+func (p *Page) serve(w http.ResponseWriter, r *http.Request, v visitor, name string, only rollout.Key, fill func(context.Context, *frame) (int, error)) {
 	ctx, cancel := context.WithTimeout(r.Context(), renderTimeout)
 	defer cancel()
 	select {
@@ -316,7 +365,17 @@ func (p *Page) serve(w http.ResponseWriter, r *http.Request, name string, only r
 		refuse(w, http.StatusServiceUnavailable, "the server is busy: try again in a moment")
 		return
 	}
-	k, err := p.page(ctx, name, only, fill)
+	if v.person != nil {
+		name = ""
+	}
+	k, err := p.page(ctx, name, only, func(ctx context.Context, f *frame) (int, error) {
+		p.greet(f, v, r)
+		// A script that takes the page again does not take the note away from who is about to look.
+		if mode := r.Header.Get("Sec-Fetch-Mode"); v.person != nil && (mode == "" || mode == "navigate") {
+			f.Note = v.person.Take(w, r)
+		}
+		return fill(ctx, f)
+	})
 	<-p.renders
 	if err != nil {
 		p.o.Logger.WarnContext(ctx, "page not made", "path", name, "error", err)

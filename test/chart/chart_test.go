@@ -33,6 +33,7 @@ import (
 	"github.com/sluice-dev/sluice/pkg/chatops"
 	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/cluster/kube"
+	"github.com/sluice-dev/sluice/pkg/page/login"
 	"github.com/sluice-dev/sluice/pkg/router/routercmd"
 	"github.com/sluice-dev/sluice/pkg/webhook/webhookcmd"
 	"github.com/sluice-dev/sluice/rollout"
@@ -567,7 +568,8 @@ func TestValues(t *testing.T) {
 		if r := c.Env[0].ValueFrom.SecretKeyRef; c.Env[0].Name != "SLUICE_WEBHOOK_SECRET" || r.Name != "hook" || r.Key != "secret" {
 			t.Errorf("%+v", c.Env)
 		}
-		if v := pod.Volumes[0].Secret; v.SecretName != "app" || v.Items[0].Key != "pem" || v.Items[0].Path != "private-key.pem" {
+		app := slices.IndexFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == "github" })
+		if v := pod.Volumes[max(app, 0)].Secret; v == nil || v.SecretName != "app" || v.Items[0].Key != "pem" || v.Items[0].Path != "private-key.pem" {
 			t.Errorf("%+v", v)
 		}
 		in := of[*networkingv1.Ingress](all)
@@ -598,7 +600,7 @@ func TestValues(t *testing.T) {
 		}
 	})
 	t.Run("github polled", func(t *testing.T) {
-		all := decode(t, template(t, "testdata/github.yaml", "--set", "github.intake=poll,github.webhookSecret.name=,github.publicURL="))
+		all := decode(t, template(t, "testdata/github.yaml", "--set", "github.intake=poll,github.webhookSecret.name=,github.publicURL=,webhook.ca.configMap="))
 		c := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec.Containers[0]
 		if !slices.Contains(c.Args, "--intake=poll") || slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "SLUICE_WEBHOOK_SECRET" }) {
 			t.Errorf("%q, %+v", c.Args, c.Env)
@@ -713,6 +715,74 @@ func TestValues(t *testing.T) {
 					}
 				}
 			}
+		}
+	})
+	t.Run("login", func(t *testing.T) {
+		all := decode(t, template(t, "testdata/login.yaml"))
+		pod := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template
+		c := pod.Spec.Containers[0]
+		for _, flag := range []string{
+			"--page=login", "--page-login-issuer=https://login.example/realms/staff", "--page-login-client-id=sluice page", "--page-login-client-secret-file=/etc/sluice/login/client-secret",
+			"--page-login-url=https://sluice.example", "--page-login-policy=/etc/sluice/page/policy.yaml", "--page-login-scopes=email,groups", "--api-session-key-file=/etc/sluice/session/key",
+		} {
+			if !slices.Contains(c.Args, flag) {
+				t.Errorf("%q lacks %s", c.Args, flag)
+			}
+		}
+		config := named[*corev1.ConfigMap](t, all, "sluice-webhook-page")
+		p, err := login.ParsePolicy([]byte(config.Data["policy.yaml"]))
+		if err != nil || len(p.Rules) != 2 || p.GroupsClaim != "roles" || p.Rules[0].Emails[0] != "*@example.com" || !p.Rules[1].Everyone {
+			t.Fatalf("policy %+v, %v", p, err)
+		}
+		// The chart's schema knows the words that the program knows, and no others.
+		b, err := os.ReadFile(filepath.Join(chartDir, "values.schema.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var words []string
+		for _, c := range login.Commands() {
+			words = append(words, strconv.Quote(string(c)))
+		}
+		if list := "[" + strings.Join(words, ", ") + "]"; !bytes.Contains(b, []byte(list)) {
+			t.Errorf("the schema does not list %s", list)
+		}
+		var volumes []string
+		for _, v := range pod.Spec.Volumes {
+			if v.Secret != nil {
+				volumes = append(volumes, v.Name+" "+v.Secret.SecretName+" "+v.Secret.Items[0].Key+" "+v.Secret.Items[0].Path)
+			} else {
+				volumes = append(volumes, v.Name+" "+v.ConfigMap.Name)
+			}
+		}
+		if want := []string{"session session session-key key", "page sluice-webhook-page", "login page secret client-secret"}; !slices.Equal(volumes, want) {
+			t.Errorf("volumes %q, want %q", volumes, want)
+		}
+		other := decode(t, template(t, "testdata/login.yaml", "--set", "page.login.policy.rules[0].commands={read}", "--set", "page.login.policy.rules[0].namespaces={models}", "--set", "page.login.policy.rules[0].endpoints={fraud}", "--set", "page.login.policy.rules[0].everyone=true"))
+		was, is := pod.Annotations["sluice.dev/page-policy"], named[*appsv1.Deployment](t, other, "sluice-webhook").Spec.Template.Annotations["sluice.dev/page-policy"]
+		if was == "" || was == is || pod.Annotations["a.example/b"] != "c" {
+			t.Errorf("annotations %v, then %s", pod.Annotations, is)
+		}
+		// Endpoints are changed only where the policy lets somebody do it, and nothing else is there to change.
+		for _, tc := range []struct {
+			of    []object
+			right string
+		}{{all, "get, list, watch, patch"}, {other, "get, list, watch"}} {
+			var has []string
+			for id := range rights(allRules(tc.of)) {
+				if strings.HasPrefix(id, "webhook ") {
+					has = append(has, id)
+				}
+			}
+			if want := []string{"webhook in endpoints: modelendpoints.sluice.dev [] " + tc.right}; !slices.Equal(has, want) {
+				t.Errorf("rights %q, want %q", has, want)
+			}
+		}
+		var paths []string
+		for _, p := range of[*networkingv1.Ingress](all)[0].Spec.Rules[0].HTTP.Paths {
+			paths = append(paths, fmt.Sprint(p.Path, " ", *p.PathType))
+		}
+		if want := []string{"/ Exact", "/apis/sluice/v1/events Exact", "/assets Prefix", "/endpoints Prefix", "/login Prefix", "/logout Exact"}; !slices.Equal(paths, want) {
+			t.Errorf("the ingress leads %q, want %q", paths, want)
 		}
 	})
 	t.Run("monitor", func(t *testing.T) {
@@ -876,6 +946,15 @@ func TestRefused(t *testing.T) {
 		{"page.readers=everyone", "readers"},
 		{"page.reader=anyone", "reader"},
 		{"page.readers=loopback,page.ingress=true", "page.readers anyone"},
+		{"page.readers=login", "set page.login.issuer"},
+		{"page.login.issuer=https://login.example", "set page.readers"},
+		{"page.readers=login,page.login.issuer=http://login.example", "issuer"},
+		{"page.readers=login,page.login.issuer=https://login.example", "page.login.url is not set"},
+		{"page.readers=login,page.login.issuer=https://login.example,page.login.url=http://sluice.example", "url"},
+		{"page.readers=login,page.login.issuer=https://login.example,page.login.url=https://sluice.example", "page.login.policy.rules is not set"},
+		{"page.login.policy.rules[0].commands={deploy}", "commands"},
+		{"page.login.policy.rules[0].commands={read},page.login.policy.rules[0].namespaces={models},page.login.policy.rules[0].endpoints={fraud}", "groups"},
+		{"page.login.clientSecret.value=hush", "value"},
 		{"page.readers=anyone,webhook.ingress.enabled=true,webhook.ingress.host=a.example", "nowhere"},
 		{"metrics.podMonitor.interval=fast", "interval"},
 		{"crds.instal=false", "instal"},

@@ -103,6 +103,36 @@ rules:
   {{- toYaml .Values.api.policy.rules | nindent 2 }}
 {{- end -}}
 
+{{- /* "true" if people can log in to the page, else empty. */ -}}
+{{- define "sluice.login" -}}
+{{- if .Values.page.login.issuer -}}true{{- end -}}
+{{- end -}}
+
+{{- /* The policy of the page's login, as the program reads it. */ -}}
+{{- define "sluice.loginPolicy" -}}
+{{- if not .Values.page.login.policy.rules -}}
+{{- fail "page.login.policy.rules is not set: say what people who have logged in may do" -}}
+{{- end -}}
+apiVersion: sluice.dev/v1alpha1
+kind: PagePolicy
+groupsClaim: {{ .Values.page.login.groupsClaim | quote }}
+rules:
+  {{- toYaml .Values.page.login.policy.rules | nindent 2 }}
+{{- end -}}
+
+{{- /* "true" if the page's policy lets somebody change endpoints, else empty. */ -}}
+{{- define "sluice.loginChanges" -}}
+{{- $changes := "" -}}
+{{- if include "sluice.login" . -}}
+{{- range .Values.page.login.policy.rules -}}
+{{- range .commands -}}
+{{- if ne . "read" -}}{{ $changes = "true" }}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $changes -}}
+{{- end -}}
+
 {{- define "sluice.permissions" -}}
 apiVersion: sluice.dev/v1alpha1
 kind: CommandPermissions

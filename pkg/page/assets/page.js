@@ -63,6 +63,10 @@
     const now = sections(document);
     const then = sections(next);
     const main = document.getElementById("main");
+    // Who is logged in, or nobody any more.
+    const who = document.getElementById("who");
+    const whoNow = next.getElementById("who");
+    if (who && whoNow && who.outerHTML !== whoNow.outerHTML) who.replaceWith(document.adoptNode(whoNow));
     if (now.length === 0 || now.map((s) => s.id).join() !== then.map((s) => s.id).join()) {
       main.replaceChildren(...[...next.getElementById("main").childNodes].map((n) => document.adoptNode(n)));
       served.clear();
@@ -74,6 +78,8 @@
         served.set(fresh.id, html);
         const old = now[i];
         const open = [...old.querySelectorAll("details[open]")].map((d) => d.id);
+        // What somebody has written and not sent.
+        const typed = [...old.querySelectorAll("input[id]")].filter((i) => i.value !== i.defaultValue).map((i) => [i.id, i.value]);
         const focus = old.contains(document.activeElement) ? document.activeElement : null;
         const node = document.adoptNode(fresh);
         old.replaceWith(node);
@@ -81,8 +87,12 @@
           const d = document.getElementById(id);
           if (d) d.open = true;
         }
+        for (const [id, value] of typed) {
+          const i = document.getElementById(id);
+          if (i) i.value = value;
+        }
         if (focus) {
-          const same = [...node.querySelectorAll(focus.tagName)].find((e) => e.textContent === focus.textContent);
+          const same = focus.id ? document.getElementById(focus.id) : [...node.querySelectorAll(focus.tagName)].find((e) => e.textContent === focus.textContent);
           if (same) same.focus({ preventScroll: true });
         }
       });
@@ -113,7 +123,8 @@
     r.onloadend = () => {
       loading = false;
       loaded = Date.now();
-      if ((r.status === 200 || r.status === 404) && r.response && r.response.getElementById("main")) {
+      // 403 is the page that asks for a login: the last one is over.
+      if ((r.status === 200 || r.status === 403 || r.status === 404) && r.response && r.response.getElementById("main")) {
         failures = 0;
         exchange(r.response);
         if (again) load();
@@ -169,7 +180,7 @@
   times();
   setInterval(() => {
     times();
-    if (document.hidden) return;
+    if (document.hidden || !document.body.dataset.events) return; // what follows nothing is not taken again
     if (source && source.readyState === EventSource.OPEN && Date.now() - heard > SILENCE) connect();
     const quiet = !source || source.readyState !== EventSource.OPEN;
     if (quiet && !loading && Date.now() - loaded > SLOW) load();
@@ -180,7 +191,7 @@
       say("paused", "");
     } else {
       connect();
-      load();
+      if (document.body.dataset.events) load();
     }
   });
   // A page that comes back from the browser's memory is an old one.

@@ -21,9 +21,11 @@ import (
 	"github.com/sluice-dev/sluice/pkg/access/oidc"
 	"github.com/sluice-dev/sluice/pkg/api"
 	"github.com/sluice-dev/sluice/pkg/chatops"
+	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/pkg/cluster/local"
 	"github.com/sluice-dev/sluice/pkg/github"
 	"github.com/sluice-dev/sluice/pkg/page"
+	"github.com/sluice-dev/sluice/pkg/page/login"
 	"github.com/sluice-dev/sluice/pkg/process"
 	"github.com/sluice-dev/sluice/pkg/report"
 	"github.com/sluice-dev/sluice/pkg/webhook"
@@ -47,10 +49,12 @@ sets --github-api-url.
 Secrets come from the environment or from files, never from flags:
   SLUICE_WEBHOOK_SECRET   the webhook's secret; several, one per line, while it is rotated; not for --intake=poll
   SLUICE_GITHUB_TOKEN     a token for GitHub's API, unless an App is used
-  SLUICE_API_SESSION_KEY  what sessions of the API are signed with, where several servers share them
+  SLUICE_API_SESSION_KEY  what sessions of the API and of the page are made with, where several servers share them
+  SLUICE_PAGE_LOGIN_CLIENT_SECRET  what the page proves itself with to the issuer that people log in at
 
 The API is off without --api-policy and --api-audience. So is the page of the endpoints, which role api serves
-at /, without --page: it has no login.
+at /, without --page. People can log in to it, and do there what a policy permits them, with --page-login-issuer
+and the flags beside it.
 
 Flags:
 `
@@ -89,6 +93,7 @@ type config struct {
 	// For role api.
 	apiPolicy, apiAudience, apiIssuer, apiSessionKeyFile string
 	page                                                 string
+	login                                                loginConfig
 
 	// For the control role.
 	routerAdmin string
@@ -131,8 +136,9 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.apiPolicy, "api-policy", "", "file that says which workflows may do what, for role api; without it the API is off")
 	f.StringVar(&c.apiAudience, "api-audience", "", "audience that workflows' OIDC tokens must be made for, such as this server's address; for role api")
 	f.StringVar(&c.apiIssuer, "api-issuer", oidc.DefaultIssuer, "issuer of the OIDC tokens; https://HOST/_services/token for GitHub Enterprise Server")
-	f.StringVar(&c.apiSessionKeyFile, "api-session-key-file", "", "file with what sessions of the API are signed with, 32 random bytes or more; one is made up unless given")
-	f.StringVar(&c.page, "page", string(page.ModeNone), "who may read the page of the endpoints, for role api: none, loopback (on this machine only), or anyone who reaches it")
+	f.StringVar(&c.apiSessionKeyFile, "api-session-key-file", "", "file with what sessions of the API and of the page are made with, 32 random bytes or more; one is made up unless given")
+	f.StringVar(&c.page, "page", string(page.ModeNone), "who may read the page of the endpoints, for role api: none, loopback (on this machine only), anyone who reaches it, or login (who has logged in)")
+	c.login.flags(f)
 	f.StringVar(&c.routerAdmin, "router-admin", "http://127.0.0.1:9090", "admin address of the router, for role control with --target local; in a cluster the routers are found")
 	f.StringVar(&c.admin, "admin-address", "0", "address for metrics, for role control with --target kubernetes; 0 for none")
 	f.StringVar(&c.health, "health-address", "0", "address for /healthz and /readyz, for role control with --target kubernetes; 0 for none")
@@ -218,6 +224,12 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 			}
 		}
 	}
+	var people *login.Login
+	if slices.Contains(roles, webhook.RoleAPI) {
+		if people, err = c.people(show, log); err != nil {
+			return err
+		}
+	}
 	serveAPI := apiOff
 	if slices.Contains(roles, webhook.RoleAPI) && c.apiPolicy != "" {
 		if serveAPI, err = c.api(); err != nil {
@@ -236,7 +248,11 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 			return err
 		}
 		if show != page.ModeNone {
-			p, err := page.New(ctx, page.Options{Store: o.Store, Mode: show, Next: o.API, Logger: log})
+			po := page.Options{Store: o.Store, Mode: show, Next: o.API, Logger: log}
+			if people != nil {
+				po.Login, po.Editor = people, cluster.Editing(o.Store)
+			}
+			p, err := page.New(ctx, po)
 			if err != nil {
 				return err
 			}
@@ -332,19 +348,30 @@ func (c config) api() (func(*webhook.Options, *slog.Logger) (http.Handler, error
 	if err != nil {
 		return nil, err
 	}
-	key := []byte(strings.TrimSpace(process.Getenv(c.env, "SLUICE_API_SESSION_KEY")))
-	if c.apiSessionKeyFile != "" {
-		if key, err = readSecret(c.apiSessionKeyFile); err != nil {
-			return nil, fmt.Errorf("read the key of the API's sessions: %w", err)
-		}
-		if len(key) == 0 {
-			return nil, &rollout.Error{Reason: rollout.ReasonInvalid, Field: "api-session-key-file", Message: c.apiSessionKeyFile + " is empty", Hint: "write 32 random bytes or more into it"}
-		}
+	key, err := c.sessionKey()
+	if err != nil {
+		return nil, err
 	}
 	return func(o *webhook.Options, log *slog.Logger) (http.Handler, error) {
 		log.Info("the API is on", "rules", len(policy.Rules), "issuer", c.apiIssuer, "audience", c.apiAudience)
 		return api.New(api.Options{Store: o.Store, Journal: o.Journal, Tokens: tokens, Policy: policy, SessionKey: key, Logger: log})
 	}, nil
+}
+
+// sessionKey of all servers behind one address, from the file or the environment; empty if none is given.
+func (c config) sessionKey() ([]byte, error) {
+	key := []byte(strings.TrimSpace(process.Getenv(c.env, "SLUICE_API_SESSION_KEY")))
+	if c.apiSessionKeyFile == "" {
+		return key, nil
+	}
+	key, err := readSecret(c.apiSessionKeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("read the key of sessions: %w", err)
+	}
+	if len(key) == 0 {
+		return nil, &rollout.Error{Reason: rollout.ReasonInvalid, Field: "api-session-key-file", Message: c.apiSessionKeyFile + " is empty", Hint: "write 32 random bytes or more into it"}
+	}
+	return key, nil
 }
 
 // secrets of the webhook, from the environment and the file.

@@ -3,12 +3,15 @@ package webhookcmd
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/cookiejar"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -57,8 +60,8 @@ func call(t *testing.T, env []string, args ...string) (int, string, string) {
 func TestUsage(t *testing.T) {
 	state := "XDG_STATE_HOME=" + t.TempDir()
 	dir := t.TempDir()
-	missing, policy, empty := filepath.Join(dir, "missing"), filepath.Join(dir, "policy"), filepath.Join(dir, "empty")
-	for path, text := range map[string]string{empty: "", policy: "apiVersion: sluice.dev/v1alpha1\nkind: APIPolicy\nrules: [{repositoryId: 74, repositoryOwnerId: 65, events: [push], namespaces: [models], endpoints: [fraud], commands: [deploy]}]\n"} {
+	missing, policy, empty, people := filepath.Join(dir, "missing"), filepath.Join(dir, "policy"), filepath.Join(dir, "empty"), filepath.Join(dir, "people")
+	for path, text := range map[string]string{empty: "", people: "apiVersion: sluice.dev/v1alpha1\nkind: PagePolicy\nrules: [{everyone: true, namespaces: [models], endpoints: [fraud], commands: [read]}]\n", policy: "apiVersion: sluice.dev/v1alpha1\nkind: APIPolicy\nrules: [{repositoryId: 74, repositoryOwnerId: 65, events: [push], namespaces: [models], endpoints: [fraud], commands: [deploy]}]\n"} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -96,6 +99,15 @@ func TestUsage(t *testing.T) {
 		{"a plain issuer", []string{state}, []string{"--roles=api", "--api-policy=" + policy, "--api-audience=x", "--api-issuer=http://github.example"}, 2, "https"},
 		{"an empty key of sessions", []string{state}, []string{"--roles=api", "--api-policy=" + policy, "--api-audience=x", "--api-session-key-file=" + empty}, 2, "api-session-key"},
 		{"a short key of sessions", []string{state, "SLUICE_API_SESSION_KEY=hush-hush"}, []string{"--roles=api", "--api-policy=" + policy, "--api-audience=x"}, 2, "32"},
+		{"a login without an issuer", []string{state}, []string{"--roles=api", "--page=login"}, 2, "no issuer, so that nobody could"},
+		{"a part of a login", []string{state}, []string{"--roles=api", "--page=anyone", "--page-login-url=https://sluice.example"}, 2, "--page-login-url is given, and no issuer"},
+		{"a login to no page", []string{state}, []string{"--roles=api", "--page-login-issuer=https://login.example"}, 2, "a page that is off"},
+		{"a login without a policy", []string{state}, []string{"--roles=api", "--page=login", "--page-login-issuer=https://login.example"}, 2, "page-login-policy: no policy"},
+		{"a login with another policy", []string{state}, []string{"--roles=api", "--page=login", "--page-login-issuer=https://login.example", "--page-login-policy=" + policy}, 2, "page-login-policy: "},
+		{"a login with a missing policy", []string{state}, []string{"--roles=api", "--page=login", "--page-login-issuer=https://login.example", "--page-login-policy=" + missing}, 1, "policy of the page"},
+		{"a login without a client", []string{state, "SLUICE_PAGE_LOGIN_ISSUER=https://login.example"}, []string{"--roles=api", "--page=login", "--page-login-policy=" + people}, 2, "page-login-client-id"},
+		{"a login at a plain address", []string{state}, []string{"--roles=api", "--page=login", "--page-login-issuer=https://login.example", "--page-login-policy=" + people, "--page-login-client-id=x", "--page-login-url=http://sluice.example"}, 2, "page-login-url"},
+		{"an empty secret of the client", []string{state}, []string{"--roles=api", "--page=login", "--page-login-issuer=https://login.example", "--page-login-policy=" + people, "--page-login-client-secret-file=" + empty}, 2, "page-login-client-secret-file"},
 		{"a descriptor that is none", []string{state}, []string{"--roles=api", "--listen-fd=999"}, 1, "999"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -233,6 +245,87 @@ func TestPage(t *testing.T) {
 			t.Errorf("--page=%s: health %d", mode, code)
 		}
 		stop()
+	}
+}
+
+// TestLogin: somebody logs in, presses a button, and the record has it; no secret is said.
+func TestLogin(t *testing.T) {
+	issuer := oidctest.NewProvider(t)
+	dir := t.TempDir()
+	policy, secret := filepath.Join(dir, "policy"), filepath.Join(dir, "secret")
+	if err := errors.Join(
+		os.WriteFile(policy, []byte("apiVersion: sluice.dev/v1alpha1\nkind: PagePolicy\nrules: [{groups: [oncall], namespaces: [models], endpoints: [fraud], commands: [hold]}]\n"), 0o600),
+		os.WriteFile(secret, []byte(issuer.ClientSecret+"\n"), 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	// Its address has to be known before it serves.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	public := "http://" + l.Addr().String()
+	_ = l.Close()
+	issuer.Register(public + "/login/callback")
+	state := t.TempDir()
+	store, err := local.NewStore(state, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := rollout.Key{Namespace: "models", Name: "fraud"}
+	if _, _, err := cluster.Edit(t.Context(), store, key, rollout.Request{ID: "one", Actor: "cli"}, func(*rollout.Endpoint) (rollout.Op, error) {
+		return rollout.Deploy{Version: rollout.Version{Name: "v1", Image: fmt.Sprintf("r.example/f@sha256:%064x", 1)}}, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	_, stop := serve(t, "--state="+state, "--listen="+l.Addr().String(), "--page=login", "--page-login-issuer="+issuer.URL, "--page-login-client-id="+issuer.ClientID,
+		"--page-login-client-secret-file="+secret, "--page-login-url="+public, "--page-login-policy="+policy, "--page-login-scopes=groups")
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	browser := &http.Client{Jar: jar, Timeout: 20 * time.Second}
+	do := func(method, path string, form url.Values) (int, string) {
+		r, err := http.NewRequestWithContext(t.Context(), method, public+path, strings.NewReader(form.Encode()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Origin", public)
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		if form == nil {
+			r.Body, r.ContentLength = nil, 0
+		}
+		resp, err := browser.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(b)
+	}
+	if code, text := do(http.MethodGet, "/endpoints/models/fraud", nil); code != 403 || strings.Contains(text, "v1") {
+		t.Errorf("before: %d: %s", code, text)
+	}
+	code, text := do(http.MethodGet, "/login?to=/endpoints/models/fraud", nil)
+	form := url.Values{}
+	for _, m := range regexp.MustCompile(`name="(token|command|seen|at)" value="([^"]*)"`).FindAllStringSubmatch(text, -1) {
+		form.Set(m[1], m[2])
+	}
+	if code != 200 || form.Get("command") != "hold" {
+		t.Fatalf("%d: %s", code, text)
+	}
+	if code, text := do(http.MethodPost, "/endpoints/models/fraud", form); code != 200 || !strings.Contains(text, "Held by oidc:ada@example.com") {
+		t.Errorf("%d: %s", code, text)
+	}
+	log := stop()
+	if e, err := store.Get(t.Context(), key); err != nil || e.Spec.Hold == nil {
+		t.Errorf("endpoint %+v, %v", e, err)
+	}
+	if !strings.Contains(log, "msg=command") || !strings.Contains(log, "actor=oidc:ada@example.com") || strings.Contains(log, "hush") {
+		t.Errorf("the log is\n%s", log)
 	}
 }
 

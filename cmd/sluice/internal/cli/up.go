@@ -47,7 +47,7 @@ func (a *app) upCmd() *cobra.Command {
 	f.StringVar(&o.Router, "router-address", cmp.Or(a.io.Getenv("SLUICE_ROUTER_ADDRESS"), "127.0.0.1:8080"), "where clients score ($SLUICE_ROUTER_ADDRESS)")
 	f.StringVar(&o.API, "api-address", cmp.Or(a.io.Getenv("SLUICE_API_ADDRESS"), "127.0.0.1:8081"), "API and webhook ($SLUICE_API_ADDRESS)")
 	f.StringVar(&o.Admin, "admin-address", cmp.Or(a.io.Getenv("SLUICE_ADMIN_ADDRESS"), "127.0.0.1:9090"), "metrics and health ($SLUICE_ADMIN_ADDRESS)")
-	f.StringVar(&o.Page, "page", cmp.Or(a.io.Getenv("SLUICE_PAGE"), string(page.ModeLoopback)), "who may read the page at the API's address: none, loopback or anyone ($SLUICE_PAGE)")
+	f.StringVar(&o.Page, "page", cmp.Or(a.io.Getenv("SLUICE_PAGE"), string(page.ModeLoopback)), "who may read the page at the API's address: none, loopback, anyone or, with $SLUICE_PAGE_LOGIN_ISSUER and so on, login ($SLUICE_PAGE)")
 	return c
 }
 
@@ -76,8 +76,13 @@ func (a *app) up(ctx context.Context, o up.Options) error {
 	if err := a.complete(&o); err != nil {
 		return err
 	}
-	if _, err := page.ParseMode(o.Page); err != nil {
+	mode, err := page.ParseMode(o.Page)
+	if err != nil {
 		return err
+	}
+	// The control plane would say so too, but only in the log, each time that it is started again.
+	if mode == page.ModeLogin && a.io.Getenv("SLUICE_PAGE_LOGIN_ISSUER") == "" {
+		return misuse("--page", "set SLUICE_PAGE_LOGIN_ISSUER and what belongs to it; docs/page.md shows how", "the page is for those who have logged in, and there is no issuer, so that nobody could")
 	}
 	if a.state == "" {
 		return misuse("--state", "name the state directory with --state", "there is no home directory")

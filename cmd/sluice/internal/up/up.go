@@ -177,7 +177,7 @@ func Run(ctx context.Context, o Options) (err error) {
 func withoutSecrets(env []string) []string {
 	return slices.DeleteFunc(slices.Clone(env), func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
-		return name == "SLUICE_WEBHOOK_SECRET" || name == "SLUICE_GITHUB_TOKEN" || name == "SLUICE_API_SESSION_KEY"
+		return name == "SLUICE_WEBHOOK_SECRET" || name == "SLUICE_GITHUB_TOKEN" || name == "SLUICE_API_SESSION_KEY" || name == "SLUICE_PAGE_LOGIN_CLIENT_SECRET"
 	})
 }
 

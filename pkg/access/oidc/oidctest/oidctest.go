@@ -1,5 +1,5 @@
 // Package oidctest has an issuer of OIDC tokens as GitHub Actions has one, on this machine, for tests: discovery,
-// keys, and tokens with the claims of GitHub's reference.
+// keys, and tokens with the claims of GitHub's reference; and a provider that people log in at.
 package oidctest
 
 import (
@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -29,10 +30,13 @@ type Issuer struct {
 	// KeyRequests counts how often its keys were asked for.
 	KeyRequests atomic.Int32
 
-	t    testing.TB
-	mu   sync.Mutex
-	keys []key
-	down bool
+	t      testing.TB
+	routes *http.ServeMux
+	mu     sync.Mutex
+	keys   []key
+	down   bool
+	// more stands in its discovery document.
+	more map[string]any
 }
 
 type key struct {
@@ -43,13 +47,17 @@ type key struct {
 // New issuer with one key; it ends with the test.
 func New(t testing.TB) *Issuer {
 	t.Helper()
-	i := &Issuer{t: t}
 	mux := http.NewServeMux()
+	i := &Issuer{t: t, routes: mux}
 	mux.HandleFunc("GET /.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
-		i.answer(w, map[string]any{
+		document := map[string]any{
 			"issuer": i.URL, "jwks_uri": i.URL + "/.well-known/jwks", "response_types_supported": []string{"id_token"},
 			"subject_types_supported": []string{"public", "pairwise"}, "id_token_signing_alg_values_supported": []string{"RS256"},
-		})
+		}
+		i.mu.Lock()
+		maps.Copy(document, i.more)
+		i.mu.Unlock()
+		i.answer(w, document)
 	})
 	mux.HandleFunc("GET /.well-known/jwks", func(w http.ResponseWriter, _ *http.Request) {
 		i.KeyRequests.Add(1)
