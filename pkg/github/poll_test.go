@@ -153,7 +153,10 @@ func TestPollerGoesOn(t *testing.T) {
 		if i < 5 || i > 10 || slices.Contains(got, "gone") {
 			t.Errorf("took %q", got)
 		}
-		if n := len(slices.DeleteFunc(slices.Clone(r.reads), func(id int64) bool { return id != 2 })); n != 1 {
+		r.mu.Lock()
+		reads := slices.Clone(r.reads)
+		r.mu.Unlock()
+		if n := len(slices.DeleteFunc(reads, func(id int64) bool { return id != 2 })); n != 1 {
 			t.Errorf("what is gone was asked for %d times", n)
 		}
 		time.Sleep(80 * time.Hour)

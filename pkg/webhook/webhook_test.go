@@ -99,7 +99,7 @@ func full(t *testing.T) (webhook.Options, *githubtest.Server, *memory.Store) {
 	}
 	return webhook.Options{
 		Roles: []webhook.Role{webhook.RoleGitHub, webhook.RoleAPI}, Store: store, Journal: memory.NewJournal(),
-		Secrets: [][]byte{[]byte(secret)}, GitHub: c,
+		Secrets: [][]byte{[]byte(secret)}, GitHub: c, Commands: chatops.Options{Overlap: 300 * time.Millisecond},
 	}, gh, store
 }
 
