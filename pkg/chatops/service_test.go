@@ -124,7 +124,9 @@ func (w *world) start() {
 	if o.Overlap == 0 {
 		o.Overlap = 300 * time.Millisecond
 	}
-	o.Logger = slog.New(slog.NewTextHandler(w.t.Output(), nil))
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.NewTextHandler(w.t.Output(), nil))
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := chatops.New(o)
 	done := make(chan error, 1)
@@ -1100,3 +1102,48 @@ func TestOppositeCommandsAtOnce(t *testing.T) {
 	}
 	t.Logf("orders: %v", orders)
 }
+
+// Each decision leaves a line of the log, the refused ones too, with who, what, and why.
+func TestEveryDecisionIsLogged(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var log strings.Builder
+	w := newWorld(t, func(w *world) {
+		w.options.Logger = slog.New(slog.NewTextHandler(writer(func(p []byte) (int, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return log.Write(p)
+		}), nil))
+	})
+	w.run(1, "alice", "/traffic 20")
+	w.run(2, "rita", "/promote")
+	w.run(3, "alice", "/traffic 20")
+	w.run(4, "alice", "/sluice promoet")
+	w.gh.AddFault(githubtest.Fault{Path: "/permission", Status: 500})
+	w.run(5, "alice", "/rollback")
+	mu.Lock()
+	defer mu.Unlock()
+	for name, want := range map[string][]string{
+		"c-1-1": {`command="/traffic 20"`, "actor=github:alice", "state=done", "reason=requested", "endpoint=models/fraud", "version=" + treated},
+		"c-2-1": {"command=/promote", "actor=github:rita", "state=refused", "reason=denied"},
+		"c-3-1": {"state=done", "reason=no_change"},
+		"c-4-1": {"state=refused", "reason=invalid"},
+		"c-5-1": {"state=refused", "reason=denied"},
+	} {
+		var line string
+		for l := range strings.Lines(log.String()) {
+			if strings.Contains(l, "msg=command name="+name+" ") {
+				line += l
+			}
+		}
+		if strings.Count(line, "\n") != 1 {
+			t.Errorf("%s has these lines:\n%s", name, line)
+		}
+		wantIn(t, line, want...)
+		wantIn(t, line, "repository=123456789", "pullRequest=41")
+	}
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(p []byte) (int, error) { return w(p) }
