@@ -4,21 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path"
 	"regexp"
 	"slices"
 	"strings"
 
-	"sigs.k8s.io/yaml"
-
+	"github.com/sluice-dev/sluice/pkg/access/policy"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
 // PermissionsKind is the kind of a file of permissions; its apiVersion is rollout.APIVersion.
 const PermissionsKind = "CommandPermissions"
 
-// MaxPermissions bounds a file of permissions, in bytes.
+// MaxPermissions bounds a repository's file of permissions, in bytes.
 const MaxPermissions = 64 << 10
 
 // maxTeams of a rule: each is a question to GitHub.
@@ -51,18 +49,14 @@ func DefaultRule() CommandRule { return CommandRule{Role: PermissionWrite} }
 
 var slugPattern = regexp.MustCompile(`^[a-z0-9][-_.a-z0-9]{0,99}$`)
 
+// permissionsFile is the kind of file that permissions are in.
+var permissionsFile = policy.Kind{Name: PermissionsKind, Flag: "github-permissions", Of: "commands", Document: "docs/github.md"}
+
 // ReadPermissions reads the server's file.
 func ReadPermissions(file string) (*Permissions, error) {
-	info, err := os.Stat(file)
+	b, err := permissionsFile.Read(file)
 	if err != nil {
-		return nil, fmt.Errorf("read the permissions of commands: %w", err)
-	}
-	if info.Size() > MaxPermissions {
-		return nil, refuse(rollout.ReasonInvalid, "github-permissions", "make it shorter", "%s has more than %d bytes", file, MaxPermissions)
-	}
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("read the permissions of commands: %w", err)
+		return nil, err
 	}
 	return ParsePermissions(b)
 }
@@ -70,16 +64,15 @@ func ReadPermissions(file string) (*Permissions, error) {
 // ParsePermissions reads permissions strictly: an unknown key, verb or role, or a rule for nobody, is an error.
 func ParsePermissions(b []byte) (*Permissions, error) {
 	var p Permissions
-	if err := yaml.UnmarshalStrict(b, &p); err != nil {
-		return nil, refuse(rollout.ReasonInvalid, "github-permissions", "docs/github.md shows them", "the permissions of commands cannot be read: %v", err)
+	if err := permissionsFile.Decode(b, &p); err != nil {
+		return nil, err
 	}
-	if p.APIVersion != rollout.APIVersion || p.Kind != PermissionsKind {
-		return nil, refuse(rollout.ReasonInvalid, "github-permissions", fmt.Sprintf("begin them with apiVersion: %s and kind: %s", rollout.APIVersion, PermissionsKind),
-			"%s/%s is not a file of permissions", p.APIVersion, p.Kind)
+	if err := permissionsFile.Check(p.APIVersion, p.Kind); err != nil {
+		return nil, err
 	}
 	var errs []*rollout.Error
 	add := func(field, hint, format string, args ...any) {
-		errs = append(errs, refuse(rollout.ReasonInvalid, "github-permissions."+field, hint, format, args...))
+		errs = append(errs, permissionsFile.Error(field, hint, format, args...))
 	}
 	rule := func(at string, r CommandRule, shows bool) {
 		switch {

@@ -29,17 +29,22 @@ const (
 	later = 300 * time.Millisecond
 )
 
+// appClient speaks to the fake as its App.
+func appClient(gh *githubtest.Server) (*github.Client, error) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return nil, err
+	}
+	return github.NewClient(github.ClientOptions{
+		BaseURL: gh.URL, AppID: githubtest.AppID, AppKey: pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}),
+	})
+}
+
 // asApp is full with an App, whose record of deliveries is looked at all the time.
 func asApp(t *testing.T, intake webhook.Intake) (webhook.Options, *githubtest.Server, *memory.Store) {
 	t.Helper()
 	o, gh, store := full(t)
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := github.NewClient(github.ClientOptions{
-		BaseURL: gh.URL, AppID: githubtest.AppID, AppKey: pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}),
-	})
+	c, err := appClient(gh)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,11 +2,7 @@ package webhook_test
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -354,13 +350,7 @@ func TestLifeOfAPullRequest(t *testing.T) {
 	for end, merged := range map[string]bool{"merged": true, "closed": false} {
 		t.Run(end, func(t *testing.T) {
 			o, gh, store := full(t)
-			key, err := rsa.GenerateKey(rand.Reader, 2048)
-			if err != nil {
-				t.Fatal(err)
-			}
-			c, err := github.NewClient(github.ClientOptions{
-				BaseURL: gh.URL, AppID: githubtest.AppID, AppKey: pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}),
-			})
+			c, err := appClient(gh)
 			if err != nil {
 				t.Fatal(err)
 			}
