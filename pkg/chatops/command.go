@@ -127,7 +127,7 @@ func (s *Service) apply(ctx context.Context, j job, t task) (outcome, error) {
 			if err != nil {
 				return nil, err
 			}
-			if by, why := overtakenBy(e, j, t); by != nil {
+			if by, why := overtakenBy(e, j, t, s.o.Now()); by != nil {
 				return nil, refuse(rollout.ReasonSuperseded, "spec.changes", "write the command again, if it is still meant",
 					"%s, and meanwhile %s did `%s`", why, by.Actor, by.Action)
 			}
@@ -170,24 +170,27 @@ func inComment(message string) string {
 	return strings.NewReplacer("`sluice resume ENDPOINT`", "`/resume`", "`sluice unlock ENDPOINT`", "`/unlock`").Replace(message)
 }
 
-// lateAfter is how long after it was written a comment arrives late.
+// lateAfter is how long after it was written a comment is late, wherever it was in the meantime.
 const lateAfter = 2 * time.Minute
 
 // overtakenBy is a change that was meant later than the command and came before it, and why it could. A rollback
 // is meant whenever it comes.
-func overtakenBy(e *rollout.Endpoint, j job, t task) (*rollout.Change, string) {
+func overtakenBy(e *rollout.Endpoint, j job, t task, now time.Time) (*rollout.Change, string) {
 	if t.line.Verb == Rollback {
 		return nil, ""
 	}
-	if j.recovered {
-		if by := overtaken(e, t.at); by != nil {
+	if j.recovered || t.doubt {
+		if by := overtaken(e, t.at, j.comment.head != ""); by != nil {
 			return by, "the service stopped before it was carried out"
 		}
 	}
 	if j.comment.head != "" { // when a button was pressed, GitHub does not say
+		if now.Sub(t.at) > lateAfter {
+			return overtaken(e, t.at, true), "it waited for long"
+		}
 		return nil, ""
 	}
-	late := t.at.Sub(j.comment.CreatedAt) > lateAfter
+	late := now.Sub(j.comment.CreatedAt) > lateAfter
 	for _, ch := range slices.Concat(e.Status.History, e.Spec.Changes) {
 		id := commentOf(ch.ID)
 		switch {
@@ -215,13 +218,12 @@ func commentOf(change string) int64 {
 	return id
 }
 
-// overtaken is the newest change that a person made by other means than comments
-// since the command was recorded. Comments stay in order by themselves, and the
-// engine decides on what it finds.
-func overtaken(e *rollout.Endpoint, since time.Time) *rollout.Change {
+// overtaken is the newest change that a person made since the command was recorded, by other means than comments unless those
+// count too. Comments stay in order by themselves, and the engine decides on what it finds.
+func overtaken(e *rollout.Endpoint, since time.Time, comments bool) *rollout.Change {
 	for i := len(e.Spec.Changes) - 1; i >= 0; i-- {
 		ch := &e.Spec.Changes[i]
-		if ch.At.After(since) && ch.Actor != rollout.Engine && !fromGitHub(ch.ID) {
+		if ch.At.After(since) && ch.Actor != rollout.Engine && (comments || !fromGitHub(ch.ID)) {
 			return ch
 		}
 	}

@@ -154,8 +154,8 @@ type Receipt struct {
 // EntryName is the journal's name of a line of a comment.
 func EntryName(comment int64, line int) string { return fmt.Sprintf("c-%d-%d", comment, line) }
 
-// ButtonName is the journal's name of a button, by the delivery that told of it.
-func ButtonName(delivery string) string { return "d-" + strings.ToLower(delivery) }
+// ButtonName is the journal's name of a button, by the digest of what told of it.
+func ButtonName(digest string) string { return "d-" + strings.ToLower(digest) }
 
 // Accept records the commands of a comment. When it returns without an error
 // they are durable and will be carried out, by this process or the next. ErrBusy
@@ -186,12 +186,16 @@ func (s *Service) AcceptButton(ctx context.Context, b Button) (Receipt, error) {
 	if !b.Action.button() {
 		return Receipt{}, nil
 	}
+	if !b.Shown.IsZero() && s.o.Now().Sub(b.Shown) > MaxAge { // the journal does not know any more whether it was pressed
+		s.log.WarnContext(ctx, "command refused", "button", b.Digest, "repository", b.Repository.ID, "reason", rollout.ReasonTooOld, "shown", b.Shown)
+		return Receipt{Refused: rollout.ReasonTooOld}, nil
+	}
 	l, _ := ParseLine("/" + string(b.Action))
 	c := Comment{
 		Repository: b.Repository, PullRequest: b.PullRequest, Author: b.Sender, AuthorID: b.SenderID, CreatedAt: s.o.Now().UTC(),
 		head: b.Head, endpoint: b.Endpoint,
 	}
-	return s.record(ctx, c, []task{{name: ButtonName(b.Delivery), text: l.Text, line: l, at: s.o.Now().UTC()}})
+	return s.record(ctx, c, []task{{name: ButtonName(b.Digest), text: l.Text, line: l, at: s.o.Now().UTC()}})
 }
 
 // ready waits until what an earlier run left is queued, and takes a slot.

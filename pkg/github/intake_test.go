@@ -447,7 +447,7 @@ func TestEventsAreGitHubs(t *testing.T) {
 
 func button() chatops.Button {
 	return chatops.Button{
-		Delivery: "11111111-2222-3333-4444-555555555555", Repository: chatops.Repository{ID: 7, Owner: "acme", Name: "fraud-model", Installation: 3}, PullRequest: 41,
+		Digest: "11111111", Repository: chatops.Repository{ID: 7, Owner: "acme", Name: "fraud-model", Installation: 3}, PullRequest: 41,
 		Sender: "alice", SenderID: 77, Action: chatops.Promote, Head: strings.Repeat("c", 40), Endpoint: rollout.Key{Namespace: "models", Name: "fraud"},
 	}
 }
@@ -472,6 +472,15 @@ func TestIntakePassesButtonsAndClosedPullRequests(t *testing.T) {
 		if rec := post(h, r); rec.Code != 202 || !strings.Contains(rec.Body.String(), `"recorded"`) {
 			t.Errorf("answered %d %s", rec.Code, rec.Body)
 		}
+	}
+	// Its name is made of what is signed, whatever the delivery calls itself.
+	if len(c.buttons) != 1 {
+		t.Fatalf("%d buttons", len(c.buttons))
+	}
+	if got := &c.buttons[0]; len(got.Digest) != 40 || time.Since(got.Shown) > time.Minute {
+		t.Errorf("digest %q, shown %s", got.Digest, got.Shown)
+	} else {
+		got.Digest, got.Shown = button().Digest, button().Shown
 	}
 	if diff := cmp.Diff([]chatops.Button{button()}, c.buttons); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -584,7 +593,7 @@ func FuzzIntake(f *testing.F) {
 			}
 		}
 		for _, b := range c.buttons {
-			if b.Repository.ID <= 0 || b.SenderID <= 0 || len(b.Head) < 40 || strings.ContainsAny(b.Sender+b.Repository.Owner+b.Repository.Name+b.Delivery, "/?#%") {
+			if b.Repository.ID <= 0 || b.SenderID <= 0 || len(b.Head) < 40 || strings.ContainsAny(b.Sender+b.Repository.Owner+b.Repository.Name+b.Digest, "/?#%") {
 				t.Fatalf("passed on %+v", b)
 			}
 		}
