@@ -29,7 +29,10 @@ func (s *Service) carryOut(ctx context.Context, j *job, t task, ask *authority) 
 		return o, nil
 	}
 	if len(boundTo(all, c.Repository.ID)) == 0 {
-		return refused(notBound(c.Repository.ID)), nil
+		o := refused(notBound(c.Repository.ID))
+		_ = ask.check(ctx, s, c, t.line.Verb) // whoever it is, nothing can be done
+		o.silent = ask.stranger()
+		return o, nil
 	}
 	if c.head != "" {
 		// The check run's external id names the endpoint, its commit the version, the version the pull request.
@@ -42,7 +45,9 @@ func (s *Service) carryOut(ctx context.Context, j *job, t task, ask *authority) 
 		if s.work.Err() != nil {
 			return outcome{}, err
 		}
-		return refused(err), nil
+		o := refused(err)
+		o.silent = ask.stranger()
+		return o, nil
 	}
 	if t.line.Err != nil {
 		return refused(t.line.Err), nil
@@ -320,6 +325,12 @@ type authority struct {
 	looked bool
 	own    []ownPermissions
 	ownErr error
+}
+
+// stranger says that the author has no role of their own in a repository that everybody may read. They get a reaction and no
+// reply, so that nobody can have us write as often as they like.
+func (a *authority) stranger() bool {
+	return a.asked && a.err == nil && a.pull.Public && !a.permission.AtLeast(PermissionTriage)
 }
 
 // check fails with a refusal unless GitHub says, now, that the author may give the

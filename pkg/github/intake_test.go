@@ -607,3 +607,20 @@ func FuzzIntake(f *testing.F) {
 		}
 	})
 }
+
+// A button's name is made of the signed body: told of again under another GUID, it is the same.
+func TestButtonUnderAnotherGUID(t *testing.T) {
+	c := &commands{receipt: chatops.Receipt{Commands: 1}}
+	h, _ := intake(t, c)
+	body := githubtest.ButtonEvent(button(), "models/fraud/v")
+	for _, guid := range []string{"11111111-2222-3333-4444-555555555555", "99999999-2222-3333-4444-555555555555"} {
+		r := delivery("check_run", body)
+		r.Header.Set("X-GitHub-Delivery", guid)
+		if rec := post(h, r); rec.Code != 202 {
+			t.Fatalf("answered %d %s", rec.Code, rec.Body)
+		}
+	}
+	if len(c.buttons) != 2 || c.buttons[0].Digest != c.buttons[1].Digest {
+		t.Errorf("%+v", c.buttons)
+	}
+}
