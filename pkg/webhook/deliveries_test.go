@@ -128,10 +128,11 @@ func TestMissedDeliveries(t *testing.T) {
 		t.Errorf("asked %d times, %d replies", n, replies(gh))
 	}
 	e := endpoint(t, store)
-	if e.Spec.Lock != nil || e.Spec.Hold == nil || len(e.Spec.Changes)+len(e.Status.History) > 4 {
+	if e.Spec.Lock != nil || e.Spec.Hold == nil || e.Spec.Hold.Reason != "two" || len(e.Spec.Changes)+len(e.Status.History) > 4 {
 		t.Errorf("lock %v, hold %v, changes %v", e.Spec.Lock, e.Spec.Hold, e.Spec.Changes)
 	}
-	if got := entries(t, o.Journal); !slices.Equal(got, []string{"c-1-1 done", "c-2-1 done"}) {
+	// The two that are asked for at once may come in either order: then the first is superseded.
+	if got := entries(t, o.Journal); !slices.Equal(got, []string{"c-1-1 done", "c-2-1 done"}) && !slices.Equal(got, []string{"c-1-1 refused", "c-2-1 done"}) {
 		t.Errorf("journal %q", got)
 	}
 	// By hand at GitHub: the same GUID, another delivery.
