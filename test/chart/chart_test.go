@@ -599,6 +599,19 @@ func TestValues(t *testing.T) {
 			t.Errorf("permissions are not given to the program: %+v", hooked.Spec)
 		}
 	})
+	t.Run("github's pictures", func(t *testing.T) {
+		// Without the API and the page, too, and however events come in.
+		all := decode(t, template(t, "testdata/defaults.yaml", "--set", "github.enabled=true,github.intake=poll,github.app.id=5,github.app.privateKey.name=k,github.publicURL=https://a.example,api.sessionKey.name=session,webhook.ingress.enabled=true,webhook.ingress.host=a.example"))
+		pod := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec
+		if c := pod.Containers[0]; !slices.Contains(c.Args, "--public-url=https://a.example") || !slices.Contains(c.Args, "--api-session-key-file=/etc/sluice/session/key") ||
+			!slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == "session" && m.MountPath == "/etc/sluice/session" }) ||
+			!slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Secret != nil && v.Secret.SecretName == "session" }) {
+			t.Errorf("%+v", pod)
+		}
+		if in := of[*networkingv1.Ingress](all); len(in) != 1 || len(in[0].Spec.Rules[0].HTTP.Paths) != 1 || in[0].Spec.Rules[0].HTTP.Paths[0].Path != "/pictures" {
+			t.Errorf("ingress %+v", in)
+		}
+	})
 	t.Run("github polled", func(t *testing.T) {
 		all := decode(t, template(t, "testdata/github.yaml", "--set", "github.intake=poll,github.webhookSecret.name=,github.publicURL=,webhook.ca.configMap="))
 		c := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec.Containers[0]
@@ -923,6 +936,7 @@ func TestRefused(t *testing.T) {
 		{"github.enabled=true,github.webhookSecret.name=s,github.app.id=5", "github.app.privateKey.name"},
 		{"github.enabled=true,github.webhookSecret.name=s,github.token.name=t,github.app.id=5", "exclude each other"},
 		{"github.enabled=true,github.webhookSecret.name=s,github.token.name=t,webhook.ingress.enabled=true", "webhook.ingress.host"},
+		{"github.enabled=true,github.webhookSecret.name=s,github.token.name=t,github.publicURL=https://a.example", "set api.sessionKey.name"},
 		{"github.intake=pull", "intake"},
 		{"github.hook=acme/fraud", "hook"},
 		{"github.enabled=true,github.intake=poll", "github.token.name"},

@@ -87,6 +87,8 @@ func TestUsage(t *testing.T) {
 		{"a bad App key", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_APP_ID=5"}, []string{"--github-app-key-file=/dev/null"}, 2, "key"},
 		{"an unknown effect of a merge", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush", "SLUICE_GITHUB_ON_MERGE=celebrate"}, nil, 2, "celebrate"},
 		{"a public address that is none", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--public-url=sluice.example"}, 2, "https://sluice.example"},
+		{"pictures without a key", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--public-url=https://sluice.example"}, 2, "set SLUICE_API_SESSION_KEY"},
+		{"pictures under a short key", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush", "SLUICE_API_SESSION_KEY=hush-hush"}, []string{"--public-url=https://sluice.example"}, 2, "has 9 bytes"},
 		{"missing permissions", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--github-permissions=" + missing}, 1, "policy of commands"},
 		{"empty permissions", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--github-permissions=" + empty}, 2, "CommandPermissions"},
 		{"plain http", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--github-api-url=http://github.example"}, 2, "https"},
