@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -71,6 +72,7 @@ type config struct {
 	state      string
 	namespace  string
 	grace      time.Duration
+	memory     int64
 	verbose    bool
 
 	secretFile string
@@ -118,6 +120,7 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.state, "state", "", "state directory, with --target local (default $XDG_STATE_HOME/sluice)")
 	f.StringVar(&c.namespace, "namespace", "default", "namespace of the endpoints")
 	f.DurationVar(&c.grace, "grace", 4*time.Second, "how long requests and commands under way may take at the end")
+	f.Int64Var(&c.memory, "memory-limit", 0, "bytes of memory that this process may have, such as its container's limit: garbage is collected in time for it; 0 for no limit")
 	f.BoolVar(&c.verbose, "verbose", false, "log more")
 	f.StringVar(&c.intake, "intake", string(webhook.IntakePush), "how GitHub's events come in: push, to /webhooks/github, or poll, which fetches a GitHub App's deliveries and needs no way in")
 	f.DurationVar(&c.redeliverEvery, "github-redeliver-every", 3*time.Minute, "how often GitHub is asked what it could not deliver, to have it delivered again; 0 for never")
@@ -168,6 +171,9 @@ func Main(ctx context.Context, args, env []string, stdout, stderr io.Writer) int
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	if limit := c.heap(); limit > 0 {
+		debug.SetMemoryLimit(limit)
+	}
 	ctx, stop := process.WithLifeline(ctx, c.lifelineFD)
 	defer stop()
 	if err := run(ctx, c, log); err != nil {
@@ -190,6 +196,15 @@ func parse(args, env []string) (config, error) {
 		c.state, err = process.StateDir(env)
 	}
 	return c, err
+}
+
+// heap is what Go may use of the memory limit: four fifths, because the kernel counts what Go does not, such as the program itself and
+// buffers of connections. 0: nothing is to be set; GOMEMLIMIT, which Go reads itself, goes first.
+func (c config) heap() int64 {
+	if c.memory <= 0 || process.Getenv(c.env, "GOMEMLIMIT") != "" {
+		return 0
+	}
+	return c.memory / 5 * 4
 }
 
 // run wires what the roles need.

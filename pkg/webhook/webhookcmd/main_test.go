@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -328,6 +329,34 @@ func TestLogin(t *testing.T) {
 	}
 	if !strings.Contains(log, "msg=command") || !strings.Contains(log, "actor=oidc:ada@example.com") || strings.Contains(log, "hush") {
 		t.Errorf("the log is\n%s", log)
+	}
+}
+
+// TestMemoryLimit: Go's own is four fifths of the container's, which comes by the environment, unless another one is set.
+func TestMemoryLimit(t *testing.T) {
+	for _, tc := range []struct {
+		env  []string
+		want int64
+	}{
+		{[]string{"SLUICE_MEMORY_LIMIT=268435456"}, 214748364},
+		{[]string{"SLUICE_MEMORY_LIMIT=268435456", "GOMEMLIMIT=100MiB"}, 0},
+		{[]string{"SLUICE_MEMORY_LIMIT=0"}, 0},
+		{nil, 0},
+	} {
+		c, err := parse(nil, append(tc.env, "HOME=/nowhere"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.heap(); got != tc.want {
+			t.Errorf("%q: %d, want %d", tc.env, got, tc.want)
+		}
+	}
+	was := debug.SetMemoryLimit(-1)
+	defer debug.SetMemoryLimit(was)
+	if _, stop := serve(t, "--memory-limit=10737418240"); debug.SetMemoryLimit(-1) != 10737418240/5*4 {
+		t.Errorf("the limit is %d", debug.SetMemoryLimit(-1))
+	} else {
+		stop()
 	}
 }
 
