@@ -55,8 +55,11 @@ type Comment struct {
 
 // Button that somebody pressed at a check run of Sluice.
 type Button struct {
-	// Delivery is the GUID of the delivery that told of it.
-	Delivery   string
+	// Digest of the signed body that told of it, in hex: the delivery's GUID is not signed, so that it could be told of again
+	// under another. A press on a check run that changed in between has another body.
+	Digest string
+	// Shown is when the check run was completed as the presser saw it; zero if GitHub did not say.
+	Shown      time.Time
 	Repository Repository
 	// PullRequest of the commit, 0 if GitHub did not say.
 	PullRequest int
@@ -140,6 +143,8 @@ type PullRequest struct {
 	Base, Default string
 	// Closed, and if so whether by a merge.
 	Closed, Merged bool
+	// Public says that everybody may read its repository.
+	Public bool
 }
 
 // Reaction to a comment, as GitHub names them.
@@ -168,13 +173,15 @@ type GitHub interface {
 	React(ctx context.Context, repo Repository, comment int64, r Reaction) error
 }
 
-// Directory is what permissions by team, and permissions that a repository keeps, are asked of.
+// Directory is what permissions by team and those that a repository keeps are asked of, and where repositories are.
 type Directory interface {
 	// TeamMember says whether the user is a member of the team, by its slug, of the organisation that owns the
 	// repository. A team that GitHub does not show has no members.
 	TeamMember(ctx context.Context, repo Repository, team, login string) (bool, error)
 	// File of a branch of the repository, up to MaxPermissions bytes; nil if the branch has none of that path.
 	File(ctx context.Context, repo Repository, branch, path string) ([]byte, error)
+	// Repository finds where a repository is by its id.
+	Repository(ctx context.Context, id int64) (Repository, error)
 }
 
 // Journal is what commands need of cluster.Journal.

@@ -167,7 +167,7 @@ func (s *Service) carryOutClosed(ctx context.Context, name string, c Closed, as 
 	var errs []error
 	var told []string
 	for i, e := range ours {
-		stored, message, err := s.endAt(ctx, e.Key(), name, c, as)
+		stored, message, err := s.endAt(ctx, e.Key(), name, c, as, at)
 		switch {
 		case ctx.Err() != nil:
 			return outcome{}, ctx.Err()
@@ -196,6 +196,9 @@ func (s *Service) stillClosed(ctx context.Context, c Closed, since time.Time) er
 			return refuse(rollout.ReasonNotBound, "repository", "use `sluice` on the command line", "pull request %d does not come from a branch of this repository", c.PullRequest)
 		case err == nil && (!pull.Closed || pull.Merged != c.Merged):
 			return refuse(rollout.ReasonSuperseded, "pullRequest", "nothing needs to be done", "pull request %d is open again", c.PullRequest)
+		case err == nil && c.Merged && s.o.OnMerge == MergePromotes && (pull.Base == "" || pull.Base != pull.Default):
+			// Who may merge into other branches is nobody's concern: whoever may push can make one of their own.
+			return refuse(rollout.ReasonDenied, "pull_request.base", "comment `/promote`, or merge it into the default branch", "pull request %d was merged into %s, and only merges into the default branch promote", c.PullRequest, branchName(pull.Base))
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
@@ -210,6 +213,27 @@ func (s *Service) stillClosed(ctx context.Context, c Closed, since time.Time) er
 	}
 }
 
+// heldSince is the newest change since then by which a person holds the endpoint.
+func heldSince(e *rollout.Endpoint, since time.Time) *rollout.Change {
+	if e.Spec.Hold == nil {
+		return nil
+	}
+	for i := range slices.Backward(e.Spec.Changes) {
+		verb, _, _ := strings.Cut(e.Spec.Changes[i].Action, " ")
+		if ch := &e.Spec.Changes[i]; ch.At.After(since) && ch.Actor != rollout.Engine && (verb == string(Hold) || verb == string(Traffic)) {
+			return ch
+		}
+	}
+	return nil
+}
+
+func branchName(name string) string {
+	if name == "" {
+		return "a branch that GitHub did not name"
+	}
+	return "the branch " + name
+}
+
 func pause(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-time.After(d):
@@ -220,9 +244,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 // endAt does at one endpoint what the close asks for.
-func (s *Service) endAt(ctx context.Context, key rollout.Key, name string, c Closed, as Comment) (*rollout.Endpoint, string, error) {
+func (s *Service) endAt(ctx context.Context, key rollout.Key, name string, c Closed, as Comment, at time.Time) (*rollout.Endpoint, string, error) {
 	if c.Merged {
-		return s.promoteMerged(ctx, key, name, c, as)
+		return s.promoteMerged(ctx, key, name, c, as, at)
 	}
 	var stored *rollout.Endpoint
 	message := "nothing of it is left there"
@@ -256,9 +280,14 @@ func (s *Service) endAt(ctx context.Context, key rollout.Key, name string, c Clo
 var errNothing = errors.New("nothing to do")
 
 // promoteMerged promotes the treatment that was made of the merged commit, once its replicas can carry all traffic.
-func (s *Service) promoteMerged(ctx context.Context, key rollout.Key, name string, c Closed, as Comment) (*rollout.Endpoint, string, error) {
+// A hold that was set since the merge ends that.
+func (s *Service) promoteMerged(ctx context.Context, key rollout.Key, name string, c Closed, as Comment, at time.Time) (*rollout.Endpoint, string, error) {
 	began := s.o.Now()
 	find := func(e *rollout.Endpoint) (*rollout.Version, error) {
+		if ch := heldSince(e, at); ch != nil {
+			return nil, refuse(rollout.ReasonSuperseded, "spec.hold", "promote with `sluice promote` what should be",
+				"%s held %s after the merge (`%s`); nothing was promoted", ch.Actor, key, ch.Action)
+		}
 		own := ownVersions(e, as)
 		i := slices.IndexFunc(own, func(v *rollout.Version) bool { return v.Source.Commit == c.Head })
 		if i < 0 {

@@ -29,7 +29,10 @@ func (s *Service) carryOut(ctx context.Context, j *job, t task, ask *authority) 
 		return o, nil
 	}
 	if len(boundTo(all, c.Repository.ID)) == 0 {
-		return refused(notBound(c.Repository.ID)), nil
+		o := refused(notBound(c.Repository.ID))
+		_ = ask.check(ctx, s, c, t.line.Verb) // whoever it is, nothing can be done
+		o.silent = ask.stranger()
+		return o, nil
 	}
 	if c.head != "" {
 		// The check run's external id names the endpoint, its commit the version, the version the pull request.
@@ -42,7 +45,9 @@ func (s *Service) carryOut(ctx context.Context, j *job, t task, ask *authority) 
 		if s.work.Err() != nil {
 			return outcome{}, err
 		}
-		return refused(err), nil
+		o := refused(err)
+		o.silent = ask.stranger()
+		return o, nil
 	}
 	if t.line.Err != nil {
 		return refused(t.line.Err), nil
@@ -127,7 +132,7 @@ func (s *Service) apply(ctx context.Context, j job, t task) (outcome, error) {
 			if err != nil {
 				return nil, err
 			}
-			if by, why := overtakenBy(e, j, t); by != nil {
+			if by, why := overtakenBy(e, j, t, s.o.Now()); by != nil {
 				return nil, refuse(rollout.ReasonSuperseded, "spec.changes", "write the command again, if it is still meant",
 					"%s, and meanwhile %s did `%s`", why, by.Actor, by.Action)
 			}
@@ -170,24 +175,27 @@ func inComment(message string) string {
 	return strings.NewReplacer("`sluice resume ENDPOINT`", "`/resume`", "`sluice unlock ENDPOINT`", "`/unlock`").Replace(message)
 }
 
-// lateAfter is how long after it was written a comment arrives late.
+// lateAfter is how long after it was written a comment is late, wherever it was in the meantime.
 const lateAfter = 2 * time.Minute
 
 // overtakenBy is a change that was meant later than the command and came before it, and why it could. A rollback
 // is meant whenever it comes.
-func overtakenBy(e *rollout.Endpoint, j job, t task) (*rollout.Change, string) {
+func overtakenBy(e *rollout.Endpoint, j job, t task, now time.Time) (*rollout.Change, string) {
 	if t.line.Verb == Rollback {
 		return nil, ""
 	}
-	if j.recovered {
-		if by := overtaken(e, t.at); by != nil {
+	if j.recovered || t.doubt {
+		if by := overtaken(e, t.at, j.comment.head != ""); by != nil {
 			return by, "the service stopped before it was carried out"
 		}
 	}
 	if j.comment.head != "" { // when a button was pressed, GitHub does not say
+		if now.Sub(t.at) > lateAfter {
+			return overtaken(e, t.at, true), "it waited for long"
+		}
 		return nil, ""
 	}
-	late := t.at.Sub(j.comment.CreatedAt) > lateAfter
+	late := now.Sub(j.comment.CreatedAt) > lateAfter
 	for _, ch := range slices.Concat(e.Status.History, e.Spec.Changes) {
 		id := commentOf(ch.ID)
 		switch {
@@ -215,13 +223,12 @@ func commentOf(change string) int64 {
 	return id
 }
 
-// overtaken is the newest change that a person made by other means than comments
-// since the command was recorded. Comments stay in order by themselves, and the
-// engine decides on what it finds.
-func overtaken(e *rollout.Endpoint, since time.Time) *rollout.Change {
+// overtaken is the newest change that a person made since the command was recorded, by other means than comments unless those
+// count too. Comments stay in order by themselves, and the engine decides on what it finds.
+func overtaken(e *rollout.Endpoint, since time.Time, comments bool) *rollout.Change {
 	for i := len(e.Spec.Changes) - 1; i >= 0; i-- {
 		ch := &e.Spec.Changes[i]
-		if ch.At.After(since) && ch.Actor != rollout.Engine && !fromGitHub(ch.ID) {
+		if ch.At.After(since) && ch.Actor != rollout.Engine && (comments || !fromGitHub(ch.ID)) {
 			return ch
 		}
 	}
@@ -318,6 +325,12 @@ type authority struct {
 	looked bool
 	own    []ownPermissions
 	ownErr error
+}
+
+// stranger says that the author has no role of their own in a repository that everybody may read. They get a reaction and no
+// reply, so that nobody can have us write as often as they like.
+func (a *authority) stranger() bool {
+	return a.asked && a.err == nil && a.pull.Public && !a.permission.AtLeast(PermissionTriage)
 }
 
 // check fails with a refusal unless GitHub says, now, that the author may give the

@@ -14,7 +14,7 @@ import (
 
 func (w *world) button(delivery, sender string, verb chatops.Verb, head string) chatops.Button {
 	return chatops.Button{
-		Delivery: delivery, Repository: chatops.Repository{ID: repoID, Owner: "acme", Name: "fraud-model"},
+		Digest: delivery, Repository: chatops.Repository{ID: repoID, Owner: "acme", Name: "fraud-model"},
 		Sender: sender, SenderID: w.gh.AccountID(sender), Action: verb, Head: head, Endpoint: fraud,
 	}
 }

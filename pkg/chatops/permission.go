@@ -144,6 +144,8 @@ func (silent) TeamMember(context.Context, Repository, string, string) (bool, err
 	return false, errSilent
 }
 
+func (silent) Repository(context.Context, int64) (Repository, error) { return Repository{}, errSilent }
+
 func (silent) File(context.Context, Repository, string, string) ([]byte, error) {
 	return nil, errSilent
 }

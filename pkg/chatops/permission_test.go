@@ -108,7 +108,7 @@ func TestPermissionOfButtons(t *testing.T) {
 	for i, login := range []string{"alice", "max"} {
 		delivery := fmt.Sprintf("button-%d", i)
 		b := chatops.Button{
-			Delivery: delivery, Repository: w.comment(1, login, "").Repository, PullRequest: pull, Sender: login, SenderID: w.gh.AccountID(login),
+			Digest: delivery, Repository: w.comment(1, login, "").Repository, PullRequest: pull, Sender: login, SenderID: w.gh.AccountID(login),
 			Action: chatops.Promote, Head: commit(2), Endpoint: fraud,
 		}
 		if _, err := w.service.AcceptButton(t.Context(), b); err != nil {

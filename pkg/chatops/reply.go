@@ -29,7 +29,12 @@ type outcome struct {
 	version   string
 	// block is Markdown that comes before the tables.
 	block string
+	// silent says that there is no reply: its author is a stranger.
+	silent bool
 }
+
+// unanswered begins the result of what gets no reply.
+const unanswered = "not answered: "
 
 func done(reason rollout.Reason, message string, endpoints ...*rollout.Endpoint) outcome {
 	return outcome{state: cluster.EntryDone, reason: reason, message: message, endpoints: endpoints}
@@ -54,7 +59,11 @@ func (o outcome) result() string {
 	for _, e := range o.errs {
 		all = append(all, e.Error())
 	}
-	return markdown.Cut(strings.Join(all, "; "), markdown.MaxProse)
+	text := markdown.Cut(strings.Join(all, "; "), markdown.MaxProse)
+	if o.silent {
+		text = unanswered + text
+	}
+	return text
 }
 
 // marker is the invisible last line of a reply, by which it can be found again.

@@ -42,6 +42,8 @@ type Options struct {
 	// Overlap is how long another process that took up the same command, as when one takes over from the other, is let
 	// answer it; 20 s unless set.
 	Overlap time.Duration
+	// Sweep is how often the journal is looked through for what no process sees through, and how long that is let do it; 1 min unless set.
+	Sweep time.Duration
 	// Now is time.Now unless set.
 	Now func() time.Time
 	// Queue bounds the comments that are accepted and not carried out yet; 4096 unless set.
@@ -78,12 +80,13 @@ type Service struct {
 	lane      [lanes]*queue
 	urgent    chan struct{} // one per urgent job
 
-	mu     sync.Mutex
-	flying map[string]bool // entries queued or being carried out
-	closed bool
-	jobs   sync.WaitGroup
-	work   context.Context // ends the grace after Run was told to end
-	stop   context.CancelFunc
+	mu       sync.Mutex
+	flying   map[string]bool // entries queued or being carried out
+	answered map[string]bool // entries that this process replies to, or has looked for a reply to
+	closed   bool
+	jobs     sync.WaitGroup
+	work     context.Context // ends the grace after Run was told to end
+	stop     context.CancelFunc
 }
 
 // New is a service that does nothing before Run.
@@ -109,13 +112,16 @@ func New(o Options) *Service {
 	if o.Overlap == 0 {
 		o.Overlap = 20 * time.Second
 	}
+	if o.Sweep == 0 {
+		o.Sweep = time.Minute
+	}
 	if o.Directory == nil {
 		o.Directory = silent{}
 	}
 	s := &Service{
 		o: o, log: o.Logger, out: newOutbox(o.GitHub, o.Logger, o.Overlap),
 		recovered: make(chan struct{}), slots: make(chan struct{}, o.Queue), urgent: make(chan struct{}, urgent),
-		flying: map[string]bool{},
+		flying: map[string]bool{}, answered: map[string]bool{},
 	}
 	for i := range s.lane {
 		s.lane[i] = newQueue()
@@ -154,8 +160,8 @@ type Receipt struct {
 // EntryName is the journal's name of a line of a comment.
 func EntryName(comment int64, line int) string { return fmt.Sprintf("c-%d-%d", comment, line) }
 
-// ButtonName is the journal's name of a button, by the delivery that told of it.
-func ButtonName(delivery string) string { return "d-" + strings.ToLower(delivery) }
+// ButtonName is the journal's name of a button, by the digest of what told of it.
+func ButtonName(digest string) string { return "d-" + strings.ToLower(digest) }
 
 // Accept records the commands of a comment. When it returns without an error
 // they are durable and will be carried out, by this process or the next. ErrBusy
@@ -186,12 +192,16 @@ func (s *Service) AcceptButton(ctx context.Context, b Button) (Receipt, error) {
 	if !b.Action.button() {
 		return Receipt{}, nil
 	}
+	if !b.Shown.IsZero() && s.o.Now().Sub(b.Shown) > MaxAge { // the journal does not know any more whether it was pressed
+		s.log.WarnContext(ctx, "command refused", "button", b.Digest, "repository", b.Repository.ID, "reason", rollout.ReasonTooOld, "shown", b.Shown)
+		return Receipt{Refused: rollout.ReasonTooOld}, nil
+	}
 	l, _ := ParseLine("/" + string(b.Action))
 	c := Comment{
 		Repository: b.Repository, PullRequest: b.PullRequest, Author: b.Sender, AuthorID: b.SenderID, CreatedAt: s.o.Now().UTC(),
 		head: b.Head, endpoint: b.Endpoint,
 	}
-	return s.record(ctx, c, []task{{name: ButtonName(b.Delivery), text: l.Text, line: l, at: s.o.Now().UTC()}})
+	return s.record(ctx, c, []task{{name: ButtonName(b.Digest), text: l.Text, line: l, at: s.o.Now().UTC()}})
 }
 
 // ready waits until what an earlier run left is queued, and takes a slot.
@@ -319,19 +329,15 @@ func (s *Service) enqueue(j job) bool {
 // what is still queued stays pending in the journal. Run is called once.
 func (s *Service) Run(ctx context.Context) error {
 	defer s.stop()
-	pending, err := s.pending(ctx)
-	if err != nil {
+	if err := s.takeUp(ctx, s.o.Now()); err != nil {
 		s.end()
 		close(s.recovered)
 		return err
 	}
-	for _, j := range pending {
-		for _, t := range j.tasks {
-			s.take(t.name)
-		}
-		s.enqueue(j)
-	}
 	close(s.recovered)
+	var watches sync.WaitGroup
+	watches.Go(func() { s.sweep(ctx) })
+	watches.Go(func() { s.watchRejected(ctx) })
 
 	outCtx, outStop := context.WithCancel(context.WithoutCancel(ctx))
 	defer outStop()
@@ -353,6 +359,7 @@ func (s *Service) Run(ctx context.Context) error {
 	grace := time.AfterFunc(s.o.Grace, s.stop)
 	defer grace.Stop()
 	s.end()
+	watches.Wait()
 	s.jobs.Wait()
 	s.out.drain(s.work)
 	outStop()
@@ -360,12 +367,59 @@ func (s *Service) Run(ctx context.Context) error {
 	return nil
 }
 
-// pending are the jobs that an earlier run recorded and did not finish, oldest first.
-func (s *Service) pending(ctx context.Context) ([]job, error) {
+// sweep takes up, again and again, what nobody else sees through: commands that a process took which has ended since, as when
+// one takes over from another, and their answers.
+func (s *Service) sweep(ctx context.Context) {
+	for pause(ctx, s.o.Sweep) {
+		if err := s.takeUp(ctx, s.o.Now().Add(-s.o.Sweep)); err != nil && ctx.Err() == nil {
+			s.log.WarnContext(ctx, "the journal cannot be looked through", "error", err)
+		}
+	}
+}
+
+// takeUp queues what was recorded before then and is at nobody's here, oldest first, and answers what may be unanswered.
+func (s *Service) takeUp(ctx context.Context, before time.Time) error {
 	entries, err := s.o.Journal.Entries(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("read journal: %w", err)
+		return fmt.Errorf("read journal: %w", err)
 	}
+	s.forget(entries)
+	for _, j := range s.leftOver(ctx, slices.DeleteFunc(entries, func(e cluster.Entry) bool { return e.At.After(before) })) {
+		if !s.enqueue(j) {
+			for _, t := range j.tasks {
+				s.drop(t.name)
+			}
+		}
+	}
+	return nil
+}
+
+// forget which commands were answered, where it does not matter any more.
+func (s *Service) forget(entries []cluster.Entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	known := map[string]bool{}
+	for _, e := range entries {
+		if s.answered[e.Name] && s.o.Now().Sub(e.At) <= answerWithin {
+			known[e.Name] = true
+		}
+	}
+	s.answered = known
+}
+
+// answering marks a command's reply as being given by this process; false if it was already.
+func (s *Service) answering(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.answered[name] {
+		return false
+	}
+	s.answered[name] = true
+	return true
+}
+
+// leftOver are the jobs of pending entries that are not at work here.
+func (s *Service) leftOver(ctx context.Context, entries []cluster.Entry) []job {
 	var out []job
 	at := map[int64]int{}
 	for _, e := range entries {
@@ -393,6 +447,9 @@ func (s *Service) pending(ctx context.Context) ([]job, error) {
 			s.finish(ctx, e.Name, refused(refuse(rollout.ReasonInvalid, "journal", "write the command again", "its record cannot be read")))
 			continue
 		}
+		if !s.take(t.name) {
+			continue
+		}
 		i, known := at[c.ID]
 		if !known || button {
 			i = len(out)
@@ -402,13 +459,13 @@ func (s *Service) pending(ctx context.Context) ([]job, error) {
 		out[i].tasks = append(out[i].tasks, t)
 		s.log.InfoContext(ctx, "pending command taken up", "name", e.Name, "recorded", e.At)
 	}
-	return out, nil
+	return out
 }
 
 // answerAgain replies to a command that an earlier run finished a short while ago, unless that run did:
 // it may have ended in between.
 func (s *Service) answerAgain(e cluster.Entry) {
-	if !strings.HasPrefix(e.Name, "c-") || s.o.Now().Sub(e.At) > answerWithin {
+	if !strings.HasPrefix(e.Name, "c-") || s.o.Now().Sub(e.At) > answerWithin || strings.HasPrefix(e.Result, unanswered) || !s.answering(e.Name) {
 		return
 	}
 	_, c, err := commandOf(e)
@@ -437,6 +494,13 @@ func (s *Service) do(j job) {
 }
 
 func (s *Service) command(ctx context.Context, j job, t task, ask *authority) {
+	if j.recovered || t.doubt {
+		// Another process may have seen it through meanwhile, and what it said holds.
+		if stored, _, err := s.o.Journal.Claim(ctx, entryOf(t, j.comment)); err == nil && stored.State != cluster.EntryPending {
+			s.answerAgain(stored)
+			return
+		}
+	}
 	o, err := s.carryOut(ctx, &j, t, ask)
 	c := j.comment
 	if err != nil { // this process ends, and the next one looks again
@@ -457,10 +521,12 @@ func (s *Service) command(ctx context.Context, j job, t task, ask *authority) {
 		}
 		return
 	}
-	if body := render(t.name, t.text, c, o); j.recovered || t.doubt {
-		s.out.replyOnce(c, body)
-	} else {
-		s.out.reply(c, body)
+	if !o.silent && s.answering(t.name) {
+		if body := render(t.name, t.text, c, o); j.recovered || t.doubt {
+			s.out.replyOnce(c, body)
+		} else {
+			s.out.reply(c, body)
+		}
 	}
 	if o.state == cluster.EntryRefused {
 		s.out.react(c, ReactionRefused)

@@ -317,6 +317,7 @@ func (c *Client) PullRequest(ctx context.Context, repo chatops.Repository, numbe
 		Base:             pr.GetBase().GetRef(),
 		Default:          pr.GetBase().GetRepo().GetDefaultBranch(),
 		Closed:           pr.GetState() == "closed",
+		Public:           !pr.GetBase().GetRepo().GetPrivate(),
 		Merged:           pr.GetMerged(),
 	}, nil
 }

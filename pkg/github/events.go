@@ -2,6 +2,8 @@ package github
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -327,6 +329,7 @@ type pullEvent struct {
 	CheckRun        struct {
 		Head         string    `json:"head_sha"`
 		External     string    `json:"external_id"`
+		Completed    string    `json:"completed_at"`
 		PullRequests pullsOfIt `json:"pull_requests"`
 	} `json:"check_run"`
 	PullRequest struct {
@@ -383,8 +386,10 @@ func (ev *Events) checkRun(ctx context.Context, delivery string, body []byte) (i
 	case !commitPattern.MatchString(e.CheckRun.Head) || !deliveryPattern.MatchString(delivery):
 		return ignored("the event lacks the commit or the delivery's id")
 	}
+	digest := sha256.Sum256(body)
+	shown, _ := time.Parse(time.RFC3339, e.CheckRun.Completed) // GitHub has had other forms: then it is not known
 	b := chatops.Button{
-		Delivery: delivery, Repository: e.Repository.at(e.Installation.ID), Sender: e.Sender.Login, SenderID: e.Sender.ID, Head: e.CheckRun.Head,
+		Digest: hex.EncodeToString(digest[:20]), Shown: shown, Repository: e.Repository.at(e.Installation.ID), Sender: e.Sender.Login, SenderID: e.Sender.ID, Head: e.CheckRun.Head,
 		Action: chatops.Verb(e.RequestedAction.Identifier), Endpoint: rollout.Key{Namespace: parts[0], Name: parts[1]},
 	}
 	for _, p := range e.CheckRun.PullRequests {

@@ -538,7 +538,7 @@ func TestEventsAreGitHubs(t *testing.T) {
 
 func button() chatops.Button {
 	return chatops.Button{
-		Delivery: "11111111-2222-3333-4444-555555555555", Repository: chatops.Repository{ID: 7, Owner: "acme", Name: "fraud-model", Installation: 3}, PullRequest: 41,
+		Digest: "11111111", Repository: chatops.Repository{ID: 7, Owner: "acme", Name: "fraud-model", Installation: 3}, PullRequest: 41,
 		Sender: "alice", SenderID: 77, Action: chatops.Promote, Head: strings.Repeat("c", 40), Endpoint: rollout.Key{Namespace: "models", Name: "fraud"},
 	}
 }
@@ -563,6 +563,15 @@ func TestIntakePassesButtonsAndClosedPullRequests(t *testing.T) {
 		if rec := post(h, r); rec.Code != 202 || !strings.Contains(rec.Body.String(), `"recorded"`) {
 			t.Errorf("answered %d %s", rec.Code, rec.Body)
 		}
+	}
+	// Its name is made of what is signed, whatever the delivery calls itself.
+	if len(c.buttons) != 1 {
+		t.Fatalf("%d buttons", len(c.buttons))
+	}
+	if got := &c.buttons[0]; len(got.Digest) != 40 || time.Since(got.Shown) > time.Minute {
+		t.Errorf("digest %q, shown %s", got.Digest, got.Shown)
+	} else {
+		got.Digest, got.Shown = button().Digest, button().Shown
 	}
 	if diff := cmp.Diff([]chatops.Button{button()}, c.buttons); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -675,7 +684,7 @@ func FuzzIntake(f *testing.F) {
 			}
 		}
 		for _, b := range c.buttons {
-			if b.Repository.ID <= 0 || b.SenderID <= 0 || len(b.Head) < 40 || strings.ContainsAny(b.Sender+b.Repository.Owner+b.Repository.Name+b.Delivery, "/?#%") {
+			if b.Repository.ID <= 0 || b.SenderID <= 0 || len(b.Head) < 40 || strings.ContainsAny(b.Sender+b.Repository.Owner+b.Repository.Name+b.Digest, "/?#%") {
 				t.Fatalf("passed on %+v", b)
 			}
 		}
@@ -688,4 +697,21 @@ func FuzzIntake(f *testing.F) {
 			t.Fatalf("acted on a %s", event)
 		}
 	})
+}
+
+// A button's name is made of the signed body: told of again under another GUID, it is the same.
+func TestButtonUnderAnotherGUID(t *testing.T) {
+	c := &commands{receipt: chatops.Receipt{Commands: 1}}
+	h, _ := intake(t, c)
+	body := githubtest.ButtonEvent(button(), "models/fraud/v")
+	for _, guid := range []string{"11111111-2222-3333-4444-555555555555", "99999999-2222-3333-4444-555555555555"} {
+		r := delivery("check_run", body)
+		r.Header.Set("X-GitHub-Delivery", guid)
+		if rec := post(h, r); rec.Code != 202 {
+			t.Fatalf("answered %d %s", rec.Code, rec.Body)
+		}
+	}
+	if len(c.buttons) != 2 || c.buttons[0].Digest != c.buttons[1].Digest {
+		t.Errorf("%+v", c.buttons)
+	}
 }

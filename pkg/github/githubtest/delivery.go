@@ -61,7 +61,7 @@ func ButtonEvent(b chatops.Button, external string, edit ...func(event map[strin
 		"action": "requested_action", "requested_action": map[string]any{"identifier": string(b.Action)}, "repository": repo, "sender": user(base, b.Sender, b.SenderID),
 		"check_run": map[string]any{
 			"id": 4, "node_id": "CR_4", "head_sha": b.Head, "external_id": external, "url": at + "/check-runs/4", "html_url": at + "/runs/4", "details_url": at, "status": "completed",
-			"conclusion": "neutral", "started_at": past, "completed_at": past, "name": "sluice/" + b.Endpoint.Name, "app": app, "pull_requests": pulls,
+			"conclusion": "neutral", "started_at": past, "completed_at": time.Now().UTC().Format(time.RFC3339), "name": "sluice/" + b.Endpoint.Name, "app": app, "pull_requests": pulls,
 			"output": map[string]any{"title": "gets 10 %", "summary": "", "text": nil, "annotations_count": 0, "annotations_url": at + "/annotations"},
 			"check_suite": map[string]any{
 				"id": 5, "node_id": "CS_5", "head_branch": "better", "head_sha": b.Head, "status": "completed", "conclusion": "neutral", "url": at + "/check-suites/5",

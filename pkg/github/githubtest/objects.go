@@ -34,10 +34,10 @@ func repositoryObject(base string, id int64, owner, name string, ownerID int64) 
 	at := fmt.Sprintf("%s/repos/%s/%s", base, owner, name)
 	out := map[string]any{
 		"id": id, "node_id": "R_" + strconv.FormatInt(id, 10), "name": name, "full_name": owner + "/" + name, "owner": user(base, owner, ownerID),
-		"private": false, "fork": false, "description": nil, "url": at, "default_branch": DefaultBranch, "homepage": nil, "language": nil,
+		"private": true, "fork": false, "description": nil, "url": at, "default_branch": DefaultBranch, "homepage": nil, "language": nil,
 		"archived": false, "disabled": false, "mirror_url": nil, "license": nil, "pushed_at": past, "created_at": past, "updated_at": past,
 		"has_downloads": true, "has_issues": true, "has_projects": true, "has_wiki": true, "has_pages": false, "has_discussions": false,
-		"topics": []string{}, "visibility": "public", "size": 1, "allow_forking": true, "is_template": false, "web_commit_signoff_required": false,
+		"topics": []string{}, "visibility": "private", "size": 1, "allow_forking": true, "is_template": false, "web_commit_signoff_required": false,
 		"custom_properties": map[string]any{},
 	}
 	for _, n := range []string{"forks", "forks_count", "open_issues", "open_issues_count", "stargazers_count", "watchers", "watchers_count"} {
@@ -56,6 +56,9 @@ func (s *Server) pullRequest(repo *repository, pr *PullRequest) map[string]any {
 		return map[string]any{"label": repo.owner + ":" + ref, "ref": ref, "sha": sha, "user": user(s.URL, repo.owner, owner), "repo": object}
 	}
 	base := repositoryObject(s.URL, repo.id, repo.owner, repo.name, owner)
+	if repo.public {
+		base["private"], base["visibility"] = false, "public"
+	}
 	var head any = base
 	switch {
 	case pr.HeadRepository < 0:

@@ -48,6 +48,7 @@ type Server struct {
 type repository struct {
 	id          int64
 	owner, name string
+	public      bool
 	permission  map[string]string // role by login
 	pulls       map[int]*PullRequest
 	comments    map[int][]Comment
@@ -150,6 +151,13 @@ func (s *Server) AddRepository(id int64, owner, name string) {
 		id: id, owner: owner, name: name, permission: map[string]string{}, pulls: map[int]*PullRequest{},
 		comments: map[int][]Comment{}, reactions: map[int64][]string{}, files: map[string]string{},
 	}
+}
+
+// SetPublic lets everybody read the repository; repositories are private else.
+func (s *Server) SetPublic(repo string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.repo(repo).public = true
 }
 
 // SetPermission gives a user a role ("admin", "maintain", "write", "triage",

@@ -1,0 +1,187 @@
+package chatops_test
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sluice-dev/sluice/pkg/chatops"
+	"github.com/sluice-dev/sluice/pkg/cluster"
+	"github.com/sluice-dev/sluice/pkg/github/githubtest"
+	"github.com/sluice-dev/sluice/rollout"
+)
+
+// second is another process on what the world stores.
+func (w *world) second(o chatops.Options) (s *chatops.Service, stop func()) {
+	w.t.Helper()
+	o.Store, o.Journal, o.GitHub, o.Directory, o.Overlap = w.store, w.journal, w.client, w.client, 300*time.Millisecond
+	s = chatops.New(o)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			w.t.Error(err)
+		}
+	})
+	w.t.Cleanup(stop)
+	return s, stop
+}
+
+// What a process took and ended before it saw it through, its successor takes up, which ran already.
+func TestLeftBehindAtATakeover(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(w *world) { w.options.Grace = 10 * time.Millisecond })
+	w.second(chatops.Options{Sweep: 200 * time.Millisecond})
+	w.gh.AddFault(githubtest.Fault{Path: "/max/permission", Delay: 10 * time.Second, Times: 1})
+	w.accept(w.comment(1, "max", "/status"))
+	w.until("the first waits for GitHub", func() bool { return w.gh.CountCalls(http.MethodGet, "/max/permission") > 0 })
+	w.accept(w.comment(2, "alice", "/hold"))
+	w.stop()
+	if e := w.entry("c-2-1"); e.State != cluster.EntryPending {
+		t.Fatalf("nothing was left behind: %+v", e)
+	}
+	wantEnd(t, w.finished("c-1-1"), cluster.EntryDone, rollout.ReasonRequested)
+	wantEnd(t, w.finished("c-2-1"), cluster.EntryDone, rollout.ReasonRequested)
+	w.reply("c-2-1")
+	time.Sleep(time.Second) // some sweeps
+	if n := len(w.gh.Comments(repoName, pull)); n != 2 {
+		t.Errorf("%d replies", n)
+	}
+}
+
+// A command that was recorded, and told of again much later by GitHub, does not undo what was done meanwhile.
+func TestPendingCommandToldOfAgain(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(w *world) { w.options.Grace = 10 * time.Millisecond })
+	w.gh.AddFault(githubtest.Fault{Path: "/permission", Delay: 10 * time.Second, Times: 1})
+	c := w.comment(1, "alice", "/traffic 80")
+	w.accept(c)
+	w.until("it waits for GitHub", func() bool { return w.gh.CountCalls(http.MethodGet, "/permission") > 0 })
+	other, _ := w.second(chatops.Options{Sweep: time.Hour})
+	w.stop()
+	w.change("cli", "ops", rollout.Shift{Version: treated, Percent: 3 * rollout.OnePercent})
+	if _, err := other.Accept(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	wantEnd(t, w.finished("c-1-1"), cluster.EntryRefused, rollout.ReasonSuperseded)
+	w.wantShares(control + " control 97, " + treated + " treatment 3")
+}
+
+// However a command comes to wait, it is late once it waited for long.
+func TestLateByWaiting(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var ahead time.Duration
+	w := newWorld(t, func(w *world) {
+		w.options.Now = func() time.Time {
+			mu.Lock()
+			defer mu.Unlock()
+			return time.Now().Add(ahead)
+		}
+	})
+	w.gh.AddFault(githubtest.Fault{Path: "/permission", Delay: time.Second, Times: 1})
+	w.accept(w.comment(1, "alice", "/resume"))
+	w.until("it waits for GitHub", func() bool { return w.gh.CountCalls(http.MethodGet, "/permission") > 0 })
+	w.change("cli", "ops", rollout.Hold{Reason: "an incident"})
+	mu.Lock()
+	ahead = 3 * time.Minute
+	mu.Unlock()
+	wantEnd(t, w.finished("c-1-1"), cluster.EntryRefused, rollout.ReasonSuperseded)
+	if w.endpoint().Spec.Hold == nil {
+		t.Error("the hold is gone")
+	}
+}
+
+// A merge into a branch of one's own promotes nothing, whatever one may do there.
+func TestMergeIntoAnotherBranch(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(w *world) { w.options.OnMerge = chatops.MergePromotes })
+	c := w.closed(true, commit(2))
+	w.gh.EditPullRequest(repoName, pull, func(p *githubtest.PullRequest) { p.Base = "alices-own" })
+	w.close(c)
+	wantEnd(t, w.finished(name("merged", commit(2))), cluster.EntryRefused, rollout.ReasonDenied)
+	wantIn(t, w.reply(name("merged", commit(2))), "alices-own", "default branch")
+	w.wantShares(untouched)
+}
+
+// A hold ends a merge that waits for replicas.
+func TestHoldWhileAMergeWaits(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(w *world) { w.options.OnMerge = chatops.MergePromotes })
+	w.gh.SetPermission(repoName, "alice", "write")
+	e := w.endpoint()
+	e.Status.Demand = "7.5"
+	if _, err := w.memory.UpdateStatus(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	w.close(w.closed(true, commit(2)))
+	w.until("replicas are asked for", func() bool { return w.endpoint().Spec.Version(treated).PlannedPercentile == rollout.Full })
+	c := w.comment(5, "alice", "/hold latency looks bad")
+	c.Closed = true
+	w.accept(c)
+	wantEnd(t, w.finished("c-5-1"), cluster.EntryDone, rollout.ReasonRequested)
+	e = w.endpoint()
+	for i := range e.Status.Versions {
+		e.Status.Versions[i].ReadyReplicas, e.Status.Versions[i].Replicas = 20, 20
+	}
+	if _, err := w.memory.UpdateStatus(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	wantEnd(t, w.finished(name("merged", commit(2))), cluster.EntryRefused, rollout.ReasonSuperseded)
+	w.wantShares(untouched)
+}
+
+// A version that appears after its pull request was closed is taken out, when GitHub says so at last.
+func TestDeployedAfterTheClose(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(w *world) {
+		w.options.Directory = w.client
+		w.gh.AddPullRequest(repoName, githubtest.PullRequest{Number: 42, Head: commit(7)})
+		w.gh.AddPullRequest(repoName, githubtest.PullRequest{Number: 43, Head: commit(8)})
+	})
+	w.gh.EditPullRequest(repoName, 42, func(p *githubtest.PullRequest) { p.State = "closed" })
+	w.gh.AddFault(githubtest.Fault{Path: "/pulls/42", Status: 500, Times: 3})
+	role, five := rollout.Treatment, 5*rollout.OnePercent
+	w.change("open", "ci", rollout.Deploy{Version: version("pr-43-0000008", 8, 43)})
+	w.change("late", "ci", rollout.Deploy{Version: version("pr-42-0000007", 7, 42)})
+	w.change("join", "ci", rollout.Update{Version: "pr-42-0000007", Type: &role, Percent: &five})
+	w.until("it is taken out", func() bool {
+		v := w.endpoint().Spec.Version("pr-42-0000007")
+		return v.Type == rollout.Untyped && v.TrafficPercentile == 0 && !v.RetiredAt.IsZero()
+	})
+	w.until("the open one was asked about", func() bool { return w.gh.CountCalls(http.MethodGet, "/pulls/43") > 0 })
+	e := w.endpoint()
+	if v := e.Spec.Version("pr-43-0000008"); !v.RetiredAt.IsZero() {
+		t.Error("so is that of an open one")
+	}
+	if c := e.Spec.Changes[len(e.Spec.Changes)-1]; c.Reason != rollout.ReasonClosed {
+		t.Errorf("the record says %+v", c)
+	}
+}
+
+// Who has no role in a public repository is reacted to and not replied to, also not after a restart.
+func TestStrangersGetNoReply(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(w *world) { w.gh.SetPublic(repoName) })
+	w.gh.AccountID("nobody")
+	for i, login := range []string{"rita", "nobody"} {
+		w.accept(w.comment(int64(i+1), login, "/promote\n/status\n/sluice promoet"))
+		e := w.finished(chatops.EntryName(int64(i+1), 3))
+		wantEnd(t, e, cluster.EntryRefused, rollout.ReasonDenied)
+		w.until("a reaction", func() bool { return strings.Contains(strings.Join(w.gh.Reactions(repoName, int64(i+1)), " "), "-1") })
+	}
+	w.run(9, "tri", "/promote") // who has a role is told
+	w.stop()
+	w.start()
+	w.run(10, "alice", "/status")
+	time.Sleep(500 * time.Millisecond)
+	if n := len(w.gh.Comments(repoName, pull)); n != 2 {
+		t.Errorf("%d replies, want those to tri and alice", n)
+	}
+	w.wantShares(untouched)
+}
