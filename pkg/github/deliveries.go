@@ -27,8 +27,13 @@ const (
 	overlap = 10 * time.Minute
 	// deliveryPages of perPage are read at a time.
 	deliveryPages = 100
-	// maxDelivery bounds one delivery with its request and response, in bytes.
-	maxDelivery = 2*MaxBody + 1<<20
+	// maxDelivery bounds one delivery with its request and response, in bytes. Events that are fetched have far less: texts in them have
+	// at most 64 KiB. Only a push, which is not fetched, is made as large as somebody likes.
+	maxDelivery = 16 << 20
+	// enough deliveries in a row that fail end a round: it is nothing of theirs.
+	enough = 3
+	// longestUnread is the longest time between two tries of a delivery that GitHub does not give out.
+	longestUnread = time.Hour
 )
 
 // Hook is a repository's webhook; without an ID it is that of the App.
@@ -151,6 +156,8 @@ func (l *HookLog) Redeliver(ctx context.Context, id int64) error {
 	})
 }
 
+var errTooLong = fmt.Errorf("it has more than %d bytes", maxDelivery)
+
 // capped keeps what is written, and fails beyond its bound.
 type capped struct {
 	bytes.Buffer
@@ -159,7 +166,7 @@ type capped struct {
 
 func (c *capped) Write(p []byte) (int, error) {
 	if c.left -= len(p); c.left < 0 {
-		return 0, fmt.Errorf("it has more than %d bytes", maxDelivery)
+		return 0, errTooLong
 	}
 	return c.Buffer.Write(p)
 }
@@ -197,9 +204,9 @@ func since(ctx context.Context, l lister, then time.Time) (all []Delivery, compl
 	return all, complete, nil
 }
 
-// gone says that GitHub has no such delivery, or not any more, or will not deliver it again.
+// gone says that GitHub has no such delivery, or not any more, or will not deliver it again, or that it is more than is read.
 func gone(err error) bool {
-	return isStatus(err, http.StatusNotFound) || isStatus(err, http.StatusGone) || isStatus(err, http.StatusUnprocessableEntity) || isStatus(err, http.StatusBadRequest)
+	return errors.Is(err, errTooLong) || isStatus(err, http.StatusNotFound) || isStatus(err, http.StatusGone) || isStatus(err, http.StatusUnprocessableEntity) || isStatus(err, http.StatusBadRequest)
 }
 
 // Waits after GitHub did not answer or refused: longer each time, and as long as it says.
@@ -236,6 +243,15 @@ func restFor(err error, now time.Time) time.Duration {
 		return refusedFor
 	}
 	return 0
+}
+
+// backOff after a delivery failed for the nth time, with a look at each every.
+func backOff(every time.Duration, n int) time.Duration {
+	wait := every
+	for range n - 1 {
+		wait = min(2*wait, max(longestUnread, every))
+	}
+	return wait
 }
 
 // rounds calls round until ctx ends: each time after every, sooner if it says so, and after a failure after

@@ -2,7 +2,10 @@ package github
 
 import "golang.org/x/sync/semaphore"
 
-// SetAllowances for bodies being read, in bytes.
+// ChunkSize is what a body takes of its allowance at least.
+const ChunkSize = chunkSize
+
+// SetAllowances for bodies, in bytes.
 func SetAllowances(in *Intake, n int64) {
 	in.small, in.large = semaphore.NewWeighted(n), semaphore.NewWeighted(n)
 }

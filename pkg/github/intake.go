@@ -6,6 +6,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"sync"
 
 	"github.com/google/go-github/v62/github"
 	"golang.org/x/sync/semaphore"
@@ -18,10 +19,15 @@ const (
 	// MaxBody of a delivery in bytes: GitHub sends none that is larger.
 	MaxBody = 25 << 20
 	// Bodies up to smallBody share one allowance and larger ones another, so that no one can keep
-	// comments out with bodies that are allowed to be large. Beyond it the answer is 503.
+	// comments out with bodies that are allowed to be large. Beyond it the answer is 503. A body has its part of it until it is
+	// handled. Whoever has no secret makes no more than that be used; what is signed is copied once, and so takes twice as much.
 	smallBody = 1 << 20
-	maxHeld   = 128 << 20
-	heldUnit  = 32 << 10
+	maxSmall  = 32 << 20
+	// maxLarge has room for the largest there is, and then for no other.
+	maxLarge = MaxBody + 1<<20
+	// chunkSize is what one takes at least. There are more of them than the server has connections, so that connections on which
+	// nothing comes keep nobody out.
+	chunkSize = 8 << 10
 )
 
 // Intake is the handler of POST /webhooks/github. It checks that a delivery is
@@ -56,7 +62,7 @@ func NewIntake(secrets [][]byte, events *Events) (*Intake, error) {
 			Hint:    "set SLUICE_WEBHOOK_SECRET, or name a file of secrets, one per line, with --webhook-secret-file",
 		}
 	}
-	return &Intake{Events: events, secrets: kept, small: semaphore.NewWeighted(maxHeld), large: semaphore.NewWeighted(maxHeld)}, nil
+	return &Intake{Events: events, secrets: kept, small: semaphore.NewWeighted(maxSmall), large: semaphore.NewWeighted(maxLarge)}, nil
 }
 
 func (in *Intake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -89,55 +95,101 @@ func (in *Intake) handle(w http.ResponseWriter, r *http.Request) (int, Answer) {
 	if event == "" {
 		return refusal(http.StatusBadRequest, "a delivery needs an %s header", github.EventTypeHeader)
 	}
-	body, code, a := in.read(w, r)
-	if body == nil {
+	b, code, a := in.read(w, r)
+	// Until the answer is known the body is there, and so is its part of the allowance.
+	defer b.release()
+	if code != 0 {
 		return code, a
 	}
-	if !Verify(in.secrets, signatures[0], body) {
+	if !verify(in.secrets, signatures[0], b.parts) {
 		return refusal(http.StatusUnauthorized, "the signature is not that of this body under the webhook's secret")
 	}
-	return in.Handle(r.Context(), event, r.Header.Get(github.DeliveryIDHeader), body)
+	return in.Handle(r.Context(), event, r.Header.Get(github.DeliveryIDHeader), b.whole())
 }
 
-// errHeld says that too many bytes are being read at once.
+// errHeld says that too many bytes are held at once.
 var errHeld = errors.New("too many deliveries at once")
 
-// metered takes room from an allowance for what arrives, not for what is announced.
-type metered struct {
-	r     io.Reader
-	allow *semaphore.Weighted
-	held  int64
-	used  int64
+// chunks of bodies, used again: what a body leaves behind is not left to the garbage collector, which would let as much again gather.
+var chunks = sync.Pool{New: func() any { return new([chunkSize]byte) }}
+
+// body of a delivery, in chunks for which there was room. It takes room for what arrives, not for what is announced, and never
+// copies before it is known to be GitHub's.
+type body struct {
+	allow  *semaphore.Weighted
+	held   int64
+	size   int
+	chunks []*[chunkSize]byte
 }
 
-func (m *metered) Read(p []byte) (int, error) {
-	if m.used >= m.held {
-		if !m.allow.TryAcquire(heldUnit) {
-			return 0, errHeld
+// read to the end. After an error the body has what arrived.
+func (b *body) read(r io.Reader) error {
+	for {
+		at := b.size % chunkSize
+		if b.size == len(b.chunks)*chunkSize {
+			if !b.allow.TryAcquire(chunkSize) {
+				return errHeld
+			}
+			b.held += chunkSize
+			b.chunks = append(b.chunks, chunks.Get().(*[chunkSize]byte))
 		}
-		m.held += heldUnit
+		n, err := r.Read(b.chunks[len(b.chunks)-1][at:])
+		b.size += n
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
 	}
-	n, err := m.r.Read(p[:min(int64(len(p)), m.held-m.used)])
-	m.used += int64(n)
-	return n, err
 }
 
-func (m *metered) release() { m.allow.Release(m.held) }
-
-// read returns nil and the answer if there is no body to go on with.
-func (in *Intake) read(w http.ResponseWriter, r *http.Request) ([]byte, int, Answer) {
-	allow := in.large
-	if r.ContentLength >= 0 && r.ContentLength <= smallBody {
-		allow = in.small
+// parts of it, in order.
+func (b *body) parts(yield func([]byte) bool) {
+	left := b.size
+	for _, c := range b.chunks {
+		n := min(left, chunkSize)
+		if !yield(c[:n]) {
+			return
+		}
+		left -= n
 	}
-	m := &metered{r: http.MaxBytesReader(w, r.Body, MaxBody), allow: allow}
-	defer m.release()
-	var body []byte
-	var err error
-	if r.ContentLength > MaxBody {
-		err = &http.MaxBytesError{Limit: MaxBody}
-	} else {
-		body, err = io.ReadAll(m)
+}
+
+// whole body in one piece. The chunks are given back; the room is not, because the piece needs it.
+func (b *body) whole() []byte {
+	out := make([]byte, 0, b.size)
+	b.parts(func(p []byte) bool {
+		out = append(out, p...)
+		return true
+	})
+	b.reuse()
+	return out
+}
+
+func (b *body) reuse() {
+	for _, c := range b.chunks {
+		chunks.Put(c)
+	}
+	b.chunks, b.size = nil, 0
+}
+
+// release what it holds; the body is gone then.
+func (b *body) release() {
+	b.reuse()
+	b.allow.Release(b.held)
+	b.held = 0
+}
+
+// read what arrives. The code is 0 if there is a body to go on with. The body is to be released in any case.
+func (in *Intake) read(w http.ResponseWriter, r *http.Request) (*body, int, Answer) {
+	b := &body{allow: in.large}
+	if r.ContentLength >= 0 && r.ContentLength <= smallBody {
+		b.allow = in.small
+	}
+	err := error(&http.MaxBytesError{Limit: MaxBody})
+	if r.ContentLength <= MaxBody {
+		err = b.read(http.MaxBytesReader(w, r.Body, MaxBody))
 	}
 	var tooLarge *http.MaxBytesError
 	code, a := 0, Answer{}
@@ -146,11 +198,8 @@ func (in *Intake) read(w http.ResponseWriter, r *http.Request) ([]byte, int, Ans
 		code, a = refusal(http.StatusRequestEntityTooLarge, "a delivery has at most %d bytes", MaxBody)
 	case errors.Is(err, errHeld):
 		code, a = refusal(http.StatusServiceUnavailable, "%v", errHeld)
-	case err != nil || len(body) == 0:
+	case err != nil || b.size == 0:
 		code, a = refusal(http.StatusBadRequest, "the body did not arrive")
 	}
-	if code != 0 {
-		return nil, code, a
-	}
-	return body, 0, Answer{}
+	return b, code, a
 }

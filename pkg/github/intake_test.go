@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"runtime"
+	"runtime/metrics"
 	"strings"
 	"sync"
 	"testing"
@@ -37,12 +39,16 @@ type commands struct {
 	receipt chatops.Receipt
 	err     error
 	block   chan struct{}
+	began   chan struct{} // if set, told of each comment
 }
 
 func (c *commands) Accept(ctx context.Context, comment chatops.Comment) (chatops.Receipt, error) {
 	c.mu.Lock()
 	c.got = append(c.got, comment)
 	c.mu.Unlock()
+	if c.began != nil {
+		c.began <- struct{}{}
+	}
 	if c.block != nil {
 		select {
 		case <-c.block:
@@ -289,10 +295,11 @@ func TestIntakeAnswers(t *testing.T) {
 	}
 }
 
-// TestIntakeBoundsMemory: bodies being read take room, until no more is given;
+// TestIntakeBoundsMemory: bodies take room until they are handled, and then no more is given;
 // large ones take none from small ones.
 func TestIntakeBoundsMemory(t *testing.T) {
-	in, err := github.NewIntake([][]byte{[]byte(secret)}, github.NewEvents(&commands{}, nil))
+	c := &commands{block: make(chan struct{}), began: make(chan struct{}, 1)}
+	in, err := github.NewIntake([][]byte{[]byte(secret)}, github.NewEvents(c, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -301,7 +308,7 @@ func TestIntakeBoundsMemory(t *testing.T) {
 	var wg sync.WaitGroup
 	begun := make(chan struct{}, 64)
 	release := make(chan struct{})
-	for range 4 { // each is given 32 KiB and asks for more only when they are full
+	for range 128 << 10 / github.ChunkSize { // each is given a chunk and asks for more only when it is full
 		wg.Go(func() {
 			r := delivery("star", []byte("{}"))
 			r.ContentLength, r.Body = large, io.NopCloser(&waiting{begun: begun, release: release})
@@ -310,7 +317,7 @@ func TestIntakeBoundsMemory(t *testing.T) {
 			}
 		})
 	}
-	for range 4 {
+	for range 128 << 10 / github.ChunkSize {
 		<-begun
 	}
 	another := func() int {
@@ -319,7 +326,7 @@ func TestIntakeBoundsMemory(t *testing.T) {
 		return post(in, r).Code
 	}
 	if code := another(); code != 503 {
-		t.Errorf("the fifth large body: %d, want 503", code)
+		t.Errorf("one large body more: %d, want 503", code)
 	}
 	if rec := post(in, delivery("star", []byte("{}"))); rec.Code != 202 {
 		t.Errorf("a small one: %d, want 202", rec.Code)
@@ -336,6 +343,90 @@ func TestIntakeBoundsMemory(t *testing.T) {
 	}
 	if rec := post(in, delivery("star", body[:100<<10])); rec.Code != 202 {
 		t.Errorf("a body within the allowance: %d, want 202", rec.Code)
+	}
+
+	// One that is still being handled is still held.
+	wg.Go(func() {
+		if rec := post(in, delivery("issue_comment", append(githubtest.CommentEvent(comment()), body[:100<<10]...))); rec.Code != 202 {
+			t.Errorf("a comment that is recorded slowly: %d, want 202", rec.Code)
+		}
+	})
+	<-c.began
+	if rec := post(in, delivery("star", body[:100<<10])); rec.Code != 503 {
+		t.Errorf("a body beside one that is handled: %d, want 503", rec.Code)
+	}
+	close(c.block)
+	wg.Wait()
+	if rec := post(in, delivery("star", body[:100<<10])); rec.Code != 202 {
+		t.Errorf("after it: %d, want 202", rec.Code)
+	}
+}
+
+// TestIntakeUnderForgedBodies: whoever has no secret cannot have more memory used than there is, by however many bodies at once.
+func TestIntakeUnderForgedBodies(t *testing.T) {
+	in, _ := intake(t, &commands{})
+	server := httptest.NewServer(in)
+	defer server.Close()
+	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 0, MaxIdleConnsPerHost: 200, WriteBufferSize: 64 << 10}}
+	defer client.CloseIdleConnections()
+	heap := func() int64 {
+		s := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+		metrics.Read(s)
+		return int64(s[0].Value.Uint64())
+	}
+	runtime.GC()
+	before, peak := heap(), int64(0)
+	var mu sync.Mutex
+	codes := map[int]int{}
+	var wg sync.WaitGroup
+	const rounds = 3
+	send := func(size int64) {
+		for range rounds {
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL, io.LimitReader(spaces{}, size))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			r.ContentLength = size
+			r.Header.Set("Content-Type", "application/json")
+			r.Header.Set("X-GitHub-Event", "push")
+			r.Header.Set(github.SignatureHeader, "sha256="+strings.Repeat("00", 32))
+			resp, err := client.Do(r)
+			if err != nil {
+				continue // refused before all of it was sent
+			}
+			_ = resp.Body.Close()
+			mu.Lock()
+			codes[resp.StatusCode]++
+			mu.Unlock()
+		}
+	}
+	for range 8 {
+		wg.Go(func() { send(24 << 20) })
+	}
+	for range 130 {
+		wg.Go(func() { send(1 << 20) })
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		wg.Wait()
+	}()
+	for tick := time.NewTicker(time.Millisecond); ; {
+		select {
+		case <-ended:
+			tick.Stop()
+			t.Logf("8 senders of 24 MiB and 130 of 1 MiB, %d times each: at most %d MiB of heap, %d MiB before; answers %v", rounds, peak>>20, before>>20, codes)
+			if peak > 150<<20 {
+				t.Errorf("%d MiB of heap were used", peak>>20)
+			}
+			if codes[401] == 0 {
+				t.Error("none arrived")
+			}
+			return
+		case <-tick.C:
+			peak = max(peak, heap())
+		}
 	}
 }
 

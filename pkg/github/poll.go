@@ -18,8 +18,6 @@ const (
 	maxPending = 10_000
 	// heldFor is how many tries of a delivery hold later ones of its repository back.
 	heldFor = 6
-	// enough deliveries that fail end a round: it is nothing of theirs.
-	enough = 3
 )
 
 // PollLog is what Poller needs of HookLog.
@@ -44,8 +42,12 @@ type PollerOptions struct {
 //
 // What was taken is remembered only by this process. The next one begins with
 // what GitHub still has, where the journal knows what was done, and so do several
-// at once. The oldest is taken first; what fails is tried again in each round, and
-// for a while holds back what came later from the same repository.
+// at once. The oldest is taken first; what fails is tried again in each round, what
+// cannot be read ever later, and for a while either holds back what came later from
+// the same repository, and nothing else.
+//
+// A push is not fetched: it can be as large as somebody likes, and says only where a
+// repository is, which any other event says too.
 type Poller struct {
 	o       PollerOptions
 	log     *slog.Logger
@@ -58,7 +60,13 @@ type Poller struct {
 type fetch struct {
 	Delivery
 	tries int
+	// unread are the tries that did not even read it; the next is not before then.
+	unread int
+	next   time.Time
 }
+
+// holds says whether it holds back what came later from its repository.
+func (f *fetch) holds() bool { return f.tries+f.unread > 0 && f.tries+f.unread <= heldFor }
 
 // NewPoller does nothing before Run.
 func NewPoller(o PollerOptions) *Poller {
@@ -106,7 +114,7 @@ func (p *Poller) note(ctx context.Context, all []Delivery, then time.Time) {
 		p.known[d.GUID] = d.DeliveredAt
 		// At the start, reports are looked at anyway, and what was pressed long ago was pressed again.
 		switch w := weigh(d.Event, d.Action); {
-		case w == nothing,
+		case w == nothing, d.Event == "push",
 			w == tells && d.DeliveredAt.Before(p.began.Add(-overlap)),
 			d.Event == "check_run" && d.DeliveredAt.Before(p.began.Add(-buttonAge)):
 			continue
@@ -128,13 +136,27 @@ func (p *Poller) note(ctx context.Context, all []Delivery, then time.Time) {
 // take what is pending. What was taken is pending no more, also when an error ends the round.
 func (p *Poller) take(ctx context.Context) (again time.Duration, err error) {
 	held := map[int64]bool{}
-	failed, fetched := 0, 0
+	failed, unread, fetched := 0, 0, 0
 	taken := map[*fetch]bool{}
 	defer func() {
 		p.pending = slices.DeleteFunc(p.pending, func(f *fetch) bool { return taken[f] })
 	}()
+	// What could not be read comes last: however much of it there is, nothing else waits for it.
+	var order, last []*fetch
 	for _, f := range p.pending {
-		if held[f.RepositoryID] {
+		if f.unread == 0 {
+			order = append(order, f)
+			continue
+		}
+		if f.holds() {
+			held[f.RepositoryID] = true
+		}
+		if !time.Now().Before(f.next) {
+			last = append(last, f)
+		}
+	}
+	for _, f := range append(order, last...) {
+		if f.unread == 0 && held[f.RepositoryID] {
 			continue
 		}
 		if fetched++; fetched > fetches {
@@ -147,8 +169,22 @@ func (p *Poller) take(ctx context.Context) (again time.Duration, err error) {
 			log.WarnContext(ctx, "a delivery is lost: GitHub has it no more", "error", err)
 			taken[f] = true
 			continue
-		case err != nil:
+		case err != nil && (ctx.Err() != nil || restFor(err, time.Now()) > 0):
 			return 0, err
+		case err != nil:
+			f.unread++
+			wait := backOff(p.o.Every, f.unread)
+			f.next = time.Now().Add(wait)
+			held[f.RepositoryID] = f.holds()
+			taken[f] = p.over(ctx, log, f)
+			log.WarnContext(ctx, "a delivery cannot be read", "again", wait, "tries", f.unread, "error", err)
+			if unread++; unread >= enough {
+				return 0, nil
+			}
+			continue
+		}
+		if unread = 0; f.unread > 0 {
+			f.unread, again = 0, time.Millisecond // for what waits for it
 		}
 		code, a := p.handle(ctx, f, body)
 		if ctx.Err() != nil && code >= 500 {
@@ -163,11 +199,8 @@ func (p *Poller) take(ctx context.Context) (again time.Duration, err error) {
 		}
 		f.tries++
 		log.WarnContext(ctx, "a delivery is tried again in a while", "code", code, "message", a.Message, "tries", f.tries)
-		if time.Since(f.DeliveredAt) > lookBack {
-			log.ErrorContext(ctx, "a delivery is given up")
-			taken[f] = true
-		}
-		if f.tries > heldFor {
+		taken[f] = p.over(ctx, log, f)
+		if !f.holds() {
 			continue
 		}
 		held[f.RepositoryID] = true
@@ -175,7 +208,16 @@ func (p *Poller) take(ctx context.Context) (again time.Duration, err error) {
 			return 0, nil
 		}
 	}
-	return 0, nil
+	return again, nil
+}
+
+// over says whether it is given up: GitHub keeps it no longer.
+func (p *Poller) over(ctx context.Context, log *slog.Logger, f *fetch) bool {
+	if time.Since(f.DeliveredAt) <= lookBack {
+		return false
+	}
+	log.ErrorContext(ctx, "a delivery is given up")
+	return true
 }
 
 // handle one, which ends no more than itself.

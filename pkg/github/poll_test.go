@@ -169,6 +169,99 @@ func TestPollerGoesOn(t *testing.T) {
 	})
 }
 
+// TestPollerPastWhatCannotBeRead: a delivery that GitHub does not give out holds back its repository for a while, and nobody else.
+func TestPollerPastWhatCannotBeRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, h := &record{deny: map[string]error{"broken": status(500)}}, &handled{}
+		now := time.Now()
+		r.add("broken", "issue_comment", "created", 0, now.Add(-4*time.Second))
+		r.add("behind", "issue_comment", "created", 0, now.Add(-3*time.Second))
+		r.add("elsewhere", "issue_comment", "created", 0, now.Add(-2*time.Second))
+		r.all[2].RepositoryID = 8
+		stop := poll(t, r, h)
+		defer stop()
+		wantTaken(t, h, "elsewhere")
+		time.Sleep(time.Minute)
+		wantTaken(t, h, "elsewhere")
+		time.Sleep(10 * time.Minute)
+		wantTaken(t, h, "elsewhere", "behind")
+		time.Sleep(80 * time.Hour)
+		tries := 0
+		for _, id := range r.read() {
+			if id == 1 {
+				tries++
+			}
+		}
+		if tries < 50 || tries > 100 {
+			t.Errorf("it was tried %d times in three days", tries)
+		}
+	})
+	// Read at last, it comes before what waited for it.
+	synctest.Test(t, func(t *testing.T) {
+		r, h := &record{deny: map[string]error{"broken": errors.New("connection reset")}}, &handled{}
+		r.add("broken", "issue_comment", "created", 0, time.Now().Add(-4*time.Second))
+		r.add("behind", "issue_comment", "created", 0, time.Now().Add(-3*time.Second))
+		stop := poll(t, r, h)
+		defer stop()
+		time.Sleep(time.Second)
+		r.setDeny(nil)
+		time.Sleep(10 * time.Second)
+		wantTaken(t, h, "broken", "behind")
+	})
+	// However many there are.
+	synctest.Test(t, func(t *testing.T) {
+		r, h := &record{deny: map[string]error{}}, &handled{}
+		for i := range 60 {
+			guid := fmt.Sprint("broken-", i)
+			r.add(guid, "issue_comment", "created", 0, time.Now().Add(time.Duration(i-100)*time.Second))
+			r.all[i].RepositoryID = int64(100 + i)
+			r.deny[guid] = status(502)
+		}
+		r.add("good", "issue_comment", "created", 0, time.Now())
+		stop := poll(t, r, h)
+		defer stop()
+		time.Sleep(time.Second)
+		if n := len(r.read()); n != 3 {
+			t.Errorf("%d were tried in a row", n)
+		}
+		time.Sleep(5 * time.Minute)
+		wantTaken(t, h, "good")
+	})
+	// A refusal is of no delivery in particular.
+	synctest.Test(t, func(t *testing.T) {
+		r, h := &record{deny: map[string]error{"a": status(403, "Retry-After", "1800")}}, &handled{}
+		r.add("a", "issue_comment", "created", 0, time.Now().Add(-time.Second))
+		r.add("b", "issue_comment", "created", 0, time.Now())
+		r.all[1].RepositoryID = 8
+		stop := poll(t, r, h)
+		defer stop()
+		time.Sleep(29 * time.Minute)
+		if n := len(r.read()); n != 1 {
+			t.Errorf("asked %d times", n)
+		}
+		r.setDeny(nil)
+		time.Sleep(2 * time.Minute)
+		wantTaken(t, h, "a", "b")
+	})
+}
+
+// TestPollerFetchesNoPush: whoever may push makes them as large as they like.
+func TestPollerFetchesNoPush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, h := &record{}, &handled{}
+		stop := poll(t, r, h)
+		defer stop()
+		synctest.Wait()
+		r.add("push", "push", "", 0, time.Now())
+		r.add("run", "workflow_run", "completed", 0, time.Now())
+		time.Sleep(time.Minute)
+		wantTaken(t, h, "run")
+		if n := len(r.read()); n != 1 {
+			t.Errorf("%d were read", n)
+		}
+	})
+}
+
 func TestPollerLeavesGitHubAlone(t *testing.T) {
 	for name, tc := range map[string]struct {
 		err  error

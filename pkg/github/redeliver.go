@@ -69,6 +69,8 @@ type missed struct {
 	again    map[int64]bool // the attempts that were asked for, by us or others
 	asked    int            // by us
 	at       time.Time      // when we asked last
+	failed   int            // times in a row that GitHub did not even take the question; the next is not before then
+	next     time.Time
 }
 
 // NewRedeliverer does nothing before Run.
@@ -219,7 +221,7 @@ func (m *missed) due() (at time.Time, never string) {
 
 // ask for what is due, the oldest first.
 func (r *Redeliverer) ask(ctx context.Context, now time.Time) (again time.Duration, err error) {
-	asked := 0
+	asked, failed := 0, 0
 	for _, m := range r.sorted() {
 		at, never := m.due()
 		switch {
@@ -229,7 +231,7 @@ func (r *Redeliverer) ask(ctx context.Context, now time.Time) (again time.Durati
 		case never != "":
 			r.giveUp(ctx, m, never)
 			continue
-		case at.After(now):
+		case at.After(now), m.next.After(now):
 			continue
 		case asked >= perRound:
 			return moreAfter, nil
@@ -239,10 +241,21 @@ func (r *Redeliverer) ask(ctx context.Context, now time.Time) (again time.Durati
 		case err != nil && gone(err):
 			r.giveUp(ctx, m, "GitHub does not deliver it any more, or not for us")
 			continue
-		case err != nil:
+		case err != nil && (ctx.Err() != nil || restFor(err, time.Now()) > 0):
 			return 0, err
 		}
+		if err != nil {
+			m.failed++
+			wait := backOff(r.o.Every, m.failed)
+			m.next = now.Add(wait)
+			r.log.WarnContext(ctx, "a delivery that nobody took cannot be asked for again", append(m.attrs(), "again", wait, "error", err)...)
+			if failed++; failed >= enough {
+				return 0, nil
+			}
+			continue
+		}
 		asked++
+		failed, m.failed = 0, 0
 		m.asked, m.at = m.attempts()+1, time.Now()
 		r.log.InfoContext(ctx, "a delivery that nobody took is asked for again", m.attrs()...)
 	}

@@ -98,6 +98,18 @@ func (r *record) askedFor() []string {
 	return slices.Clone(r.asked)
 }
 
+func (r *record) read() []int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.reads)
+}
+
+func (r *record) setDeny(deny map[string]error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.deny = deny
+}
+
 func (r *record) setFail(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -215,6 +227,38 @@ func TestRedelivererTiresOut(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestRedelivererPastWhatFails: a delivery that GitHub does not take the question for keeps no other waiting.
+func TestRedelivererPastWhatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &record{answer: 202, deny: map[string]error{}}
+		for i := range 5 {
+			guid := fmt.Sprint("broken-", i)
+			r.add(guid, "issue_comment", "created", 502, time.Now().Add(time.Duration(i-100)*time.Second))
+			r.deny[guid] = status(500)
+		}
+		r.add("good", "issue_comment", "created", 502, time.Now())
+		stop := redeliver(t, r)
+		defer stop()
+		time.Sleep(31 * time.Second)
+		if got := r.askedFor(); len(got) != 3 {
+			t.Errorf("asked for %q in a row", got)
+		}
+		time.Sleep(10 * time.Minute)
+		if got := r.askedFor(); !slices.Contains(got, "good") {
+			t.Errorf("asked for %q", got)
+		}
+		// What it was refused for is no attempt of the delivery's.
+		time.Sleep(2 * time.Hour)
+		r.setDeny(nil)
+		time.Sleep(2 * time.Hour)
+		for i := range 5 {
+			if got := r.askedFor(); !slices.Contains(got[max(0, len(got)-5):], fmt.Sprint("broken-", i)) {
+				t.Errorf("asked for %q", got)
+			}
+		}
+	})
 }
 
 func TestRedelivererReadsLittle(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"iter"
+	"slices"
 	"strings"
 )
 
@@ -18,13 +20,18 @@ const signaturePrefix = "sha256="
 // Sign is the value of SignatureHeader for a body, as GitHub makes it
 // (docs.github.com, "Validating webhook deliveries").
 func Sign(secret, body []byte) string {
-	return signaturePrefix + hex.EncodeToString(sum(secret, body))
+	return signaturePrefix + hex.EncodeToString(sum(secret, slices.Values([][]byte{body})))
 }
 
 // Verify says whether header is the signature of body under one of the secrets.
 // An empty secret matches nothing. The time it takes does not depend on which
 // secret matches, nor on how much of a wrong signature is right.
 func Verify(secrets [][]byte, header string, body []byte) bool {
+	return verify(secrets, header, slices.Values([][]byte{body}))
+}
+
+// verify a body that comes in parts.
+func verify(secrets [][]byte, header string, body iter.Seq[[]byte]) bool {
 	digits, ok := strings.CutPrefix(header, signaturePrefix)
 	if !ok {
 		return false
@@ -44,8 +51,10 @@ func Verify(secrets [][]byte, header string, body []byte) bool {
 	return match
 }
 
-func sum(secret, body []byte) []byte {
+func sum(secret []byte, body iter.Seq[[]byte]) []byte {
 	mac := hmac.New(sha256.New, secret)
-	mac.Write(body)
+	for part := range body {
+		mac.Write(part)
+	}
 	return mac.Sum(nil)
 }

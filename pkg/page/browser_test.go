@@ -461,12 +461,31 @@ func TestLoginInChromium(t *testing.T) {
 	widths("buttons")
 	b.look(1280, "light")
 
+	// When another command takes the place of one, no button can be pressed for a moment: a click was for what was there before.
+	evaluate[bool](b, `(window.calm = [], new MutationObserver(() => {
+		const buttons = [...document.querySelectorAll("#commands button")];
+		window.calm.push(buttons[0].id + " " + [!!document.getElementById("do-resume"), buttons.every((x) => x.disabled), buttons.some((x) => x.disabled)].join());
+	}).observe(document.getElementById("main"), {childList: true}), document.getElementById("do-promote-`+treatment+`").focus(), true)`)
+	h.edit("held", "cli:bob", rollout.Hold{})
+	b.until("it is held", `document.getElementById("do-resume")`)
+	b.until("buttons can be pressed again, and the one that had the focus has it", `![...document.querySelectorAll("#commands button")].some((x) => x.disabled) && document.activeElement.id === "do-promote-`+treatment+`"`)
+	if got := evaluate[[]string](b, "window.calm.filter((x) => x.includes('true,'))"); len(got) == 0 || got[0] != "do-promote-"+treatment+" true,true,true" {
+		t.Errorf("when it was held: %q", got)
+	}
+	h.edit("went-on", "cli:bob", rollout.Resume{})
+	b.until("it goes on", `document.getElementById("do-hold") && !document.getElementById("do-hold").disabled`)
+	// A step of the strategy makes no command another.
+	evaluate[bool](b, `(window.calm = [], true)`)
+
 	// What is being written stays while the page follows.
 	evaluate[bool](b, `(window.stays = true, document.getElementById("do-hold-reason").focus(), document.getElementById("do-hold-reason").value = "lunch", true)`)
 	h.edit("step", rollout.Engine, rollout.Shift{Version: treatment, Percent: 60 * rollout.OnePercent})
 	b.until("the share is followed", `document.querySelector("#shares").textContent.includes("60 %") && window.stays`)
 	if !evaluate[bool](b, `document.getElementById("do-hold-reason").value === "lunch" && document.activeElement.id === "do-hold-reason"`) {
 		t.Error("what was being written is gone")
+	}
+	if got := evaluate[string](b, "window.calm.join()"); got == "" || strings.Contains(got, "true") {
+		t.Errorf("at a step: %q", got)
 	}
 	click("#do-hold")
 	b.until("it is held", `document.getElementById("note") && document.body.innerText.includes("Held by oidc:ada@example.com. lunch") && document.getElementById("live").textContent === "live"`)

@@ -188,7 +188,7 @@ func lives(t *testing.T) map[string]*rollout.Endpoint {
 func options(name string) report.Options {
 	o := report.Options{Buttons: name != "by-hand", Prefix: name == "by-hand", OnMerge: "promotes it"}
 	if name == "running" {
-		o.Permissions, o.Pictures = true, &report.Pictures{URL: "https://sluice.example", Keys: [][]byte{[]byte("a key")}}
+		o.Permissions, o.Pictures = true, pictures("a key of 32 bytes, and not chosen")
 	}
 	return o
 }

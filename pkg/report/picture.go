@@ -2,6 +2,7 @@ package report
 
 import (
 	"context"
+	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
@@ -20,25 +21,53 @@ import (
 const PicturePath = "/pictures/"
 
 // Pictures of ramps, that comments link to. GitHub fetches them without a login, for whoever reads the comment; so the address
-// of each has a signature, and whoever has no comment to read it from finds none.
+// of each has a signature, and whoever has no comment to read it from finds none. The zero value has no pictures. Safe for
+// concurrent use.
 type Pictures struct {
-	// URL by which GitHub reaches this server, such as https://sluice.example, without a slash at its end.
-	URL string
-	// Keys that addresses are signed with: the first for new ones, the others for those of older comments.
-	Keys [][]byte
+	url string
+	key []byte
 }
 
-// sign the place under a key: HMAC-SHA-256, cut to 128 bits.
-func sign(key []byte, k rollout.Key, p PullRequest) string {
-	m := hmac.New(sha256.New, key)
+// minKey of the servers' key, in bytes: as long as what is derived from it.
+const minKey = 32
+
+// NewPictures that GitHub fetches below the address, such as https://sluice.example. Their key is derived from the servers' key, which
+// sessions are made with too: 32 random bytes or more, the same in each server behind one address. It has to last: with another one the
+// addresses in comments that are not written again lead nowhere. It is never a secret that somebody chose, such as the webhook's: addresses
+// are in public comments, and with one of them guesses can be tried without asking anybody.
+func NewPictures(address string, key []byte) (*Pictures, error) {
+	if len(key) < minKey {
+		message := fmt.Sprintf("the key that the one of pictures is derived from has %d bytes", len(key))
+		if len(key) == 0 {
+			message = "pictures in reports need a key that lasts, and none is given"
+		}
+		return nil, &rollout.Error{Reason: rollout.ReasonInvalid, Field: "api-session-key", Message: message,
+			Hint: fmt.Sprintf("set SLUICE_API_SESSION_KEY, or name a file with --api-session-key-file: %d random bytes or more, such as of `openssl rand -hex 32`; or leave out --public-url", minKey)}
+	}
+	own, err := hkdf.Key(sha256.New, key, nil, "sluice report pictures", minKey)
+	if err != nil {
+		return nil, fmt.Errorf("derive key of pictures: %w", err)
+	}
+	return &Pictures{url: strings.TrimRight(address, "/"), key: own}, nil
+}
+
+// on says whether there are pictures: what is signed with nothing, anybody can sign.
+func (o *Pictures) on() bool { return o != nil && len(o.key) > 0 }
+
+// sign the place: HMAC-SHA-256, cut to 128 bits.
+func (o *Pictures) sign(k rollout.Key, p PullRequest) string {
+	m := hmac.New(sha256.New, o.key)
 	_, _ = fmt.Fprintf(m, "sluice picture\x00%s\x00%s\x00%d\x00%d", k.Namespace, k.Name, p.Repository, p.Number) // a hash takes all
 	return hex.EncodeToString(m.Sum(nil)[:16])
 }
 
-// Address of a pull request's picture. It is another one with each other content, because GitHub keeps what it fetched.
+// Address of a pull request's picture. It is another one with each other content, because GitHub keeps what it fetched. Empty: there are none.
 func (o *Pictures) Address(k rollout.Key, p PullRequest, picture string) string {
+	if !o.on() {
+		return ""
+	}
 	sum := sha256.Sum256([]byte(picture))
-	return fmt.Sprintf("%s%s%s/%s/%d/%d/%s.svg?%x", o.URL, PicturePath, k.Namespace, k.Name, p.Repository, p.Number, sign(o.Keys[0], k, p), sum[:4])
+	return fmt.Sprintf("%s%s%s/%s/%d/%d/%s.svg?%x", o.url, PicturePath, k.Namespace, k.Name, p.Repository, p.Number, o.sign(k, p), sum[:4])
 }
 
 // PictureStore is what the handler of pictures reads.
@@ -54,13 +83,7 @@ func (o *Pictures) Handler(store PictureStore) http.Handler {
 		repository, err := strconv.ParseInt(v["repository"], 10, 64)
 		number, other := strconv.Atoi(v["number"])
 		k, p := rollout.Key{Namespace: v["namespace"], Name: v["name"]}, PullRequest{Repository: repository, Number: number}
-		good := 0
-		for _, key := range o.Keys {
-			if hmac.Equal([]byte(sign(key, k, p)), []byte(v["signature"])) {
-				good++
-			}
-		}
-		if err != nil || other != nil || good == 0 {
+		if err != nil || other != nil || !o.on() || !hmac.Equal([]byte(o.sign(k, p)), []byte(v["signature"])) {
 			http.NotFound(w, r)
 			return
 		}

@@ -2,8 +2,11 @@ package report_test
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -59,32 +62,74 @@ func (s endpoints) Get(_ context.Context, key rollout.Key) (*rollout.Endpoint, e
 	return nil, errors.New("there is none")
 }
 
+// pictures under a key of the servers'.
+func pictures(key string) *report.Pictures {
+	p, err := report.NewPictures("https://sluice.example/", []byte(key))
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
+// TestPicturesNeedAKey of the servers', which signs no address itself; without one there are none.
+func TestPicturesNeedAKey(t *testing.T) {
+	for _, key := range []string{"", "a secret that somebody chose"} {
+		_, err := report.NewPictures("https://sluice.example", []byte(key))
+		var e *rollout.Error
+		if !errors.As(err, &e) || e.Field != "api-session-key" || !strings.Contains(e.Hint, "SLUICE_API_SESSION_KEY") || key != "" && strings.Contains(err.Error(), key) {
+			t.Errorf("%q: %v", key, err)
+		}
+	}
+	e := lives(t)["running"]
+	plain := report.Comment(e, mine, report.Options{}, "")
+	for _, none := range []*report.Pictures{nil, {}} {
+		if got := report.Comment(e, mine, report.Options{Pictures: none}, ""); got != plain {
+			t.Errorf("%+v: %s", none, got)
+		}
+	}
+	// What anybody can sign is not shown.
+	signed := func(key []byte) string {
+		m := hmac.New(sha256.New, key)
+		fmt.Fprintf(m, "sluice picture\x00models\x00fraud\x00%d\x00%d", mine.Repository, mine.Number)
+		return fmt.Sprintf("/pictures/models/fraud/%d/%d/%x.svg", mine.Repository, mine.Number, m.Sum(nil)[:16])
+	}
+	key := strings.Repeat("k", 32)
+	for of, tc := range map[string]struct {
+		p  *report.Pictures
+		by []byte
+	}{"the zero value": {&report.Pictures{}, nil}, "the servers' key": {pictures(key), []byte(key)}} {
+		w := httptest.NewRecorder()
+		if tc.p.Handler(endpoints{fraud: e}).ServeHTTP(w, httptest.NewRequest(http.MethodGet, signed(tc.by), nil)); w.Code != http.StatusNotFound {
+			t.Errorf("%s: %d", of, w.Code)
+		}
+	}
+}
+
 func TestPicturesAreForWhoeverHasTheComment(t *testing.T) {
 	all := lives(t)
-	pictures := &report.Pictures{URL: "https://sluice.example", Keys: [][]byte{[]byte("new"), []byte("old")}}
-	older := &report.Pictures{URL: "https://sluice.example", Keys: [][]byte{[]byte("old")}}
-	stranger := &report.Pictures{URL: "https://sluice.example", Keys: [][]byte{[]byte("guessed")}}
-	h := pictures.Handler(endpoints{fraud: all["running"]})
+	key := strings.Repeat("k", 32)
+	mines, stranger := pictures(key), pictures(strings.Repeat("g", 32))
+	h := mines.Handler(endpoints{fraud: all["running"]})
 	get := func(method, address string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest(method, strings.TrimPrefix(address, "https://sluice.example"), nil))
 		return w
 	}
 	picture := report.Picture(all["running"], mine)
-	at := pictures.Address(fraud, mine, picture)
-	for _, address := range []string{at, older.Address(fraud, mine, picture), pictures.Address(fraud, mine, "older")} {
+	at := mines.Address(fraud, mine, picture)
+	for _, address := range []string{at, pictures(key).Address(fraud, mine, picture), mines.Address(fraud, mine, "older")} {
 		w := get(http.MethodGet, address)
 		if w.Code != http.StatusOK || w.Body.String() != picture || w.Header().Get("Content-Type") != "image/svg+xml" || !strings.Contains(w.Header().Get("Content-Security-Policy"), "default-src 'none'") {
 			t.Errorf("%s: %d %v", address, w.Code, w.Header())
 		}
 	}
-	if report.Picture(all["worse"], mine) == picture || pictures.Address(fraud, mine, "a") == pictures.Address(fraud, mine, "b") {
+	if report.Picture(all["worse"], mine) == picture || mines.Address(fraud, mine, "a") == mines.Address(fraud, mine, "b") {
 		t.Error("another picture has the same address, by which GitHub keeps it")
 	}
 	none := mine
 	none.Number++
 	for _, address := range []string{
-		stranger.Address(fraud, mine, picture), pictures.Address(fraud, none, picture), pictures.Address(rollout.Key{Namespace: "models", Name: "gone"}, mine, picture),
+		stranger.Address(fraud, mine, picture), mines.Address(fraud, none, picture), mines.Address(rollout.Key{Namespace: "models", Name: "gone"}, mine, picture),
 		strings.Replace(at, "/41/", "/42/", 1), strings.Replace(at, ".svg", ".png", 1), "https://sluice.example/pictures/", strings.Replace(at, "/41/", "/99999999999999999999/", 1),
 	} {
 		if w := get(http.MethodGet, address); w.Code != http.StatusNotFound {

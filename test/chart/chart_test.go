@@ -599,6 +599,30 @@ func TestValues(t *testing.T) {
 			t.Errorf("permissions are not given to the program: %+v", hooked.Spec)
 		}
 	})
+	t.Run("memory of the webhook", func(t *testing.T) {
+		limited := func(sets ...string) bool {
+			c := named[*appsv1.Deployment](t, decode(t, template(t, "testdata/api.yaml", sets...)), "sluice-webhook").Spec.Template.Spec.Containers[0]
+			return slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool {
+				return e.Name == "SLUICE_MEMORY_LIMIT" && e.ValueFrom.ResourceFieldRef.Resource == "limits.memory"
+			})
+		}
+		if !limited() || limited("--set", "webhook.resources.limits.memory=null") || limited("--set", "webhook.resources.limits=null") {
+			t.Error("the program knows its limit only by it: without one there is none to tell")
+		}
+	})
+	t.Run("github's pictures", func(t *testing.T) {
+		// Without the API and the page, too, and however events come in.
+		all := decode(t, template(t, "testdata/defaults.yaml", "--set", "github.enabled=true,github.intake=poll,github.app.id=5,github.app.privateKey.name=k,github.publicURL=https://a.example,api.sessionKey.name=session,webhook.ingress.enabled=true,webhook.ingress.host=a.example"))
+		pod := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec
+		if c := pod.Containers[0]; !slices.Contains(c.Args, "--public-url=https://a.example") || !slices.Contains(c.Args, "--api-session-key-file=/etc/sluice/session/key") ||
+			!slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == "session" && m.MountPath == "/etc/sluice/session" }) ||
+			!slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Secret != nil && v.Secret.SecretName == "session" }) {
+			t.Errorf("%+v", pod)
+		}
+		if in := of[*networkingv1.Ingress](all); len(in) != 1 || len(in[0].Spec.Rules[0].HTTP.Paths) != 1 || in[0].Spec.Rules[0].HTTP.Paths[0].Path != "/pictures" {
+			t.Errorf("ingress %+v", in)
+		}
+	})
 	t.Run("github polled", func(t *testing.T) {
 		all := decode(t, template(t, "testdata/github.yaml", "--set", "github.intake=poll,github.webhookSecret.name=,github.publicURL=,webhook.ca.configMap="))
 		c := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec.Containers[0]
@@ -627,7 +651,7 @@ func TestValues(t *testing.T) {
 				t.Errorf("%q lacks %s", c.Args, flag)
 			}
 		}
-		if len(c.Env) > 0 || strings.Contains(strings.Join(c.Args, " "), "github-") || len(pod.Spec.Volumes) != 2 || len(c.VolumeMounts) != 2 {
+		if len(c.Env) != 1 || strings.Contains(strings.Join(c.Args, " "), "github-") || len(pod.Spec.Volumes) != 2 || len(c.VolumeMounts) != 2 {
 			t.Errorf("something of GitHub's webhook is there: %+v", c)
 		}
 		config := named[*corev1.ConfigMap](t, all, "sluice-webhook-api")
@@ -682,7 +706,7 @@ func TestValues(t *testing.T) {
 		all := decode(t, template(t, "testdata/page.yaml"))
 		pod := named[*appsv1.Deployment](t, all, "sluice-webhook").Spec.Template.Spec
 		c := pod.Containers[0]
-		if !slices.Contains(c.Args, "--roles=api") || !slices.Contains(c.Args, "--page=anyone") || len(c.Env) > 0 || len(pod.Volumes) > 0 {
+		if !slices.Contains(c.Args, "--roles=api") || !slices.Contains(c.Args, "--page=anyone") || len(c.Env) != 1 || len(pod.Volumes) > 0 {
 			t.Errorf("webhook %+v", c)
 		}
 		var paths []string
@@ -923,6 +947,7 @@ func TestRefused(t *testing.T) {
 		{"github.enabled=true,github.webhookSecret.name=s,github.app.id=5", "github.app.privateKey.name"},
 		{"github.enabled=true,github.webhookSecret.name=s,github.token.name=t,github.app.id=5", "exclude each other"},
 		{"github.enabled=true,github.webhookSecret.name=s,github.token.name=t,webhook.ingress.enabled=true", "webhook.ingress.host"},
+		{"github.enabled=true,github.webhookSecret.name=s,github.token.name=t,github.publicURL=https://a.example", "set api.sessionKey.name"},
 		{"github.intake=pull", "intake"},
 		{"github.hook=acme/fraud", "hook"},
 		{"github.enabled=true,github.intake=poll", "github.token.name"},

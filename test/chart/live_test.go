@@ -278,7 +278,7 @@ func TestLiveRights(t *testing.T) {
 		}, []string{"--admin-address=" + free(t), "--health-address=" + health}, nil},
 		{"webhook", func(ctx context.Context, args, env []string, out *output) int {
 			return webhookcmd.Main(ctx, args, env, out, out)
-		}, []string{"--listen=" + hook, "--github-api-url=" + gh.URL, "--github-app-id=0", "--github-app-key-file=", "--api-policy=" + policy, "--github-permissions=" + permissions, "--grace=1s"}, []string{"SLUICE_WEBHOOK_SECRET=" + secret, "SLUICE_GITHUB_TOKEN=" + githubtest.Token}},
+		}, []string{"--listen=" + hook, "--github-api-url=" + gh.URL, "--github-app-id=0", "--github-app-key-file=", "--api-session-key-file=", "--api-policy=" + policy, "--github-permissions=" + permissions, "--grace=1s"}, []string{"SLUICE_WEBHOOK_SECRET=" + secret, "SLUICE_GITHUB_TOKEN=" + githubtest.Token, "SLUICE_API_SESSION_KEY=" + strings.Repeat("test", 8)}},
 	}
 	logs := map[string]*output{}
 	running, stop := context.WithCancel(ctx)

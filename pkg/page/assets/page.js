@@ -5,6 +5,7 @@
   const PACE = 400; // ms between two loads at the least
   const SILENCE = 40000; // ms without a word from the server until the connection counts as gone
   const SLOW = 30000; // ms between loads while there is no connection
+  const CALM = 1000; // ms that buttons which are about something else than before cannot be pressed
 
   const live = document.getElementById("live");
   let source = null;
@@ -58,7 +59,28 @@
     return true;
   };
 
+  // What the buttons are about, in their order. When that changes, another button may come under a finger that is on its way.
+  const aims = () => [...document.querySelectorAll("#commands form")].map((f) => ["command", "version", "seen"].map((n) => f.elements[n].value).join()).join(" ");
+  let calmUntil = 0;
+  let calming = 0;
+  let resting = ""; // the id of the button that had the focus
+  const calm = () => {
+    const buttons = document.querySelectorAll("#commands button");
+    const rest = calmUntil - Date.now();
+    if (rest > 0 && document.activeElement && document.activeElement.closest("#commands button")) resting = document.activeElement.id;
+    for (const b of buttons) b.disabled = rest > 0;
+    clearTimeout(calming);
+    if (rest > 0) {
+      calming = setTimeout(calm, rest);
+      return;
+    }
+    const b = resting && document.getElementById(resting);
+    if (b && (!document.activeElement || document.activeElement === document.body)) b.focus({ preventScroll: true });
+    resting = "";
+  };
+
   const exchange = (next) => {
+    const were = aims();
     if (older(next.body.dataset.position || "")) again = true;
     const now = sections(document);
     const then = sections(next);
@@ -97,6 +119,8 @@
         }
       });
     }
+    if (aims() !== were) calmUntil = Date.now() + CALM;
+    calm();
     if (document.title !== next.title) document.title = next.title;
     times();
   };

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -49,7 +50,8 @@ sets --github-api-url.
 Secrets come from the environment or from files, never from flags:
   SLUICE_WEBHOOK_SECRET   the webhook's secret; several, one per line, while it is rotated; not for --intake=poll
   SLUICE_GITHUB_TOKEN     a token for GitHub's API, unless an App is used
-  SLUICE_API_SESSION_KEY  what sessions of the API and of the page are made with, where several servers share them
+  SLUICE_API_SESSION_KEY  what sessions of the API and of the page are made with, where several servers share them, and
+                          addresses of pictures, which need it
   SLUICE_PAGE_LOGIN_CLIENT_SECRET  what the page proves itself with to the issuer that people log in at
 
 The API is off without --api-policy and --api-audience. So is the page of the endpoints, which role api serves
@@ -70,6 +72,7 @@ type config struct {
 	state      string
 	namespace  string
 	grace      time.Duration
+	memory     int64
 	verbose    bool
 
 	secretFile string
@@ -117,6 +120,7 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.state, "state", "", "state directory, with --target local (default $XDG_STATE_HOME/sluice)")
 	f.StringVar(&c.namespace, "namespace", "default", "namespace of the endpoints")
 	f.DurationVar(&c.grace, "grace", 4*time.Second, "how long requests and commands under way may take at the end")
+	f.Int64Var(&c.memory, "memory-limit", 0, "bytes of memory that this process may have, such as its container's limit: garbage is collected in time for it; 0 for no limit")
 	f.BoolVar(&c.verbose, "verbose", false, "log more")
 	f.StringVar(&c.intake, "intake", string(webhook.IntakePush), "how GitHub's events come in: push, to /webhooks/github, or poll, which fetches a GitHub App's deliveries and needs no way in")
 	f.DurationVar(&c.redeliverEvery, "github-redeliver-every", 3*time.Minute, "how often GitHub is asked what it could not deliver, to have it delivered again; 0 for never")
@@ -128,7 +132,7 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.appKeyFile, "github-app-key-file", "", "file with the App's private key in PEM")
 	f.DurationVar(&c.pause, "github-write-pause", github.WritePause, "time between two writing requests to GitHub's API, which go one at a time; less than 1s only for a server of your own")
 	f.StringVar(&c.permissions, "github-permissions", "", "file that says which role or team each command needs; without it each needs the role write")
-	f.StringVar(&c.publicURL, "public-url", "", "address by which GitHub reaches this server, such as https://sluice.example: reports then link pictures of the steps, which GitHub fetches at /pictures/")
+	f.StringVar(&c.publicURL, "public-url", "", "address by which GitHub reaches this server, such as https://sluice.example: reports then link pictures of the steps, which GitHub fetches at /pictures/; needs a key of sessions")
 	f.StringVar(&c.onMerge, "github-on-merge", string(chatops.MergeNothing), "what the merge of a pull request does to its treatment: promote, continue (judging, and say so) or nothing")
 	f.BoolVar(&c.prefixOnly, "github-prefix-only", false, "heed only commands with /sluice before them, such as /sluice promote: other bots may own the bare words")
 	f.BoolVar(&c.reports, "github-reports", true, "show on pull requests what becomes of their versions: a comment, a check run or commit status, a deployment")
@@ -136,7 +140,7 @@ func newFlags(c *config, out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.apiPolicy, "api-policy", "", "file that says which workflows may do what, for role api; without it the API is off")
 	f.StringVar(&c.apiAudience, "api-audience", "", "audience that workflows' OIDC tokens must be made for, such as this server's address; for role api")
 	f.StringVar(&c.apiIssuer, "api-issuer", oidc.DefaultIssuer, "issuer of the OIDC tokens; https://HOST/_services/token for GitHub Enterprise Server")
-	f.StringVar(&c.apiSessionKeyFile, "api-session-key-file", "", "file with what sessions of the API and of the page are made with, 32 random bytes or more; one is made up unless given")
+	f.StringVar(&c.apiSessionKeyFile, "api-session-key-file", "", "file with what sessions of the API and of the page, and addresses of pictures, are made with, 32 random bytes or more; for sessions one is made up unless given")
 	f.StringVar(&c.page, "page", string(page.ModeNone), "who may read the page of the endpoints, for role api: none, loopback (on this machine only), anyone who reaches it, or login (who has logged in)")
 	c.login.flags(f)
 	f.StringVar(&c.routerAdmin, "router-admin", "http://127.0.0.1:9090", "admin address of the router, for role control with --target local; in a cluster the routers are found")
@@ -167,6 +171,9 @@ func Main(ctx context.Context, args, env []string, stdout, stderr io.Writer) int
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	if limit := c.heap(); limit > 0 {
+		debug.SetMemoryLimit(limit)
+	}
 	ctx, stop := process.WithLifeline(ctx, c.lifelineFD)
 	defer stop()
 	if err := run(ctx, c, log); err != nil {
@@ -189,6 +196,15 @@ func parse(args, env []string) (config, error) {
 		c.state, err = process.StateDir(env)
 	}
 	return c, err
+}
+
+// heap is what Go may use of the memory limit: four fifths, because the kernel counts what Go does not, such as the program itself and
+// buffers of connections. 0: nothing is to be set; GOMEMLIMIT, which Go reads itself, goes first.
+func (c config) heap() int64 {
+	if c.memory <= 0 || process.Getenv(c.env, "GOMEMLIMIT") != "" {
+		return 0
+	}
+	return c.memory / 5 * 4
 }
 
 // run wires what the roles need.
@@ -217,11 +233,12 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 			}
 		}
 		o.Commands.Directory = client
+		pictures, err := c.pictures()
+		if err != nil {
+			return err
+		}
 		if c.reports {
-			o.Reports.GitHub = client
-			if o.Reports.Pictures, err = c.pictures(o.Secrets); err != nil {
-				return err
-			}
+			o.Reports.GitHub, o.Reports.Pictures = client, pictures
 		}
 	}
 	var people *login.Login
@@ -322,7 +339,7 @@ func wireLocal(_ context.Context, c config, o *webhook.Options, log *slog.Logger
 }
 
 // pictures in reports; none without an address by which GitHub fetches them.
-func (c config) pictures(secrets [][]byte) (*report.Pictures, error) {
+func (c config) pictures() (*report.Pictures, error) {
 	if c.publicURL == "" {
 		return nil, nil
 	}
@@ -330,7 +347,11 @@ func (c config) pictures(secrets [][]byte) (*report.Pictures, error) {
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.ContainsAny(c.publicURL, " ()[]<>\"\\") {
 		return nil, &rollout.Error{Reason: rollout.ReasonInvalid, Field: "public-url", Message: "the public address must be an https URL", Hint: "give it as GitHub reaches it, such as https://sluice.example"}
 	}
-	return &report.Pictures{URL: strings.TrimRight(c.publicURL, "/"), Keys: secrets}, nil
+	key, err := c.sessionKey()
+	if err != nil {
+		return nil, err
+	}
+	return report.NewPictures(c.publicURL, key)
 }
 
 func apiOff(_ *webhook.Options, log *slog.Logger) (http.Handler, error) {

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -87,6 +88,8 @@ func TestUsage(t *testing.T) {
 		{"a bad App key", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_APP_ID=5"}, []string{"--github-app-key-file=/dev/null"}, 2, "key"},
 		{"an unknown effect of a merge", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush", "SLUICE_GITHUB_ON_MERGE=celebrate"}, nil, 2, "celebrate"},
 		{"a public address that is none", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--public-url=sluice.example"}, 2, "https://sluice.example"},
+		{"pictures without a key", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--public-url=https://sluice.example"}, 2, "set SLUICE_API_SESSION_KEY"},
+		{"pictures under a short key", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush", "SLUICE_API_SESSION_KEY=hush-hush"}, []string{"--public-url=https://sluice.example"}, 2, "has 9 bytes"},
 		{"missing permissions", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--github-permissions=" + missing}, 1, "policy of commands"},
 		{"empty permissions", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--github-permissions=" + empty}, 2, "CommandPermissions"},
 		{"plain http", []string{state, "SLUICE_WEBHOOK_SECRET=hush-hush", "SLUICE_GITHUB_TOKEN=hush-hush"}, []string{"--github-api-url=http://github.example"}, 2, "https"},
@@ -326,6 +329,34 @@ func TestLogin(t *testing.T) {
 	}
 	if !strings.Contains(log, "msg=command") || !strings.Contains(log, "actor=oidc:ada@example.com") || strings.Contains(log, "hush") {
 		t.Errorf("the log is\n%s", log)
+	}
+}
+
+// TestMemoryLimit: Go's own is four fifths of the container's, which comes by the environment, unless another one is set.
+func TestMemoryLimit(t *testing.T) {
+	for _, tc := range []struct {
+		env  []string
+		want int64
+	}{
+		{[]string{"SLUICE_MEMORY_LIMIT=268435456"}, 214748364},
+		{[]string{"SLUICE_MEMORY_LIMIT=268435456", "GOMEMLIMIT=100MiB"}, 0},
+		{[]string{"SLUICE_MEMORY_LIMIT=0"}, 0},
+		{nil, 0},
+	} {
+		c, err := parse(nil, append(tc.env, "HOME=/nowhere"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.heap(); got != tc.want {
+			t.Errorf("%q: %d, want %d", tc.env, got, tc.want)
+		}
+	}
+	was := debug.SetMemoryLimit(-1)
+	defer debug.SetMemoryLimit(was)
+	if _, stop := serve(t, "--memory-limit=10737418240"); debug.SetMemoryLimit(-1) != 10737418240/5*4 {
+		t.Errorf("the limit is %d", debug.SetMemoryLimit(-1))
+	} else {
+		stop()
 	}
 }
 
