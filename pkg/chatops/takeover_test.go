@@ -58,11 +58,15 @@ func TestLeftBehindAtATakeover(t *testing.T) {
 func TestPendingCommandToldOfAgain(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(w *world) { w.options.Grace = 10 * time.Millisecond })
-	w.gh.AddFault(githubtest.Fault{Path: "/permission", Delay: 10 * time.Second, Times: 1})
+	other, _ := w.second(chatops.Options{Sweep: time.Hour})
+	if _, err := other.Accept(t.Context(), w.comment(9, "max", "/help")); err != nil { // it has begun, and found nothing
+		t.Fatal(err)
+	}
+	w.finished("c-9-1")
+	w.gh.AddFault(githubtest.Fault{Path: "/alice/permission", Delay: 10 * time.Second, Times: 1})
 	c := w.comment(1, "alice", "/traffic 80")
 	w.accept(c)
-	w.until("it waits for GitHub", func() bool { return w.gh.CountCalls(http.MethodGet, "/permission") > 0 })
-	other, _ := w.second(chatops.Options{Sweep: time.Hour})
+	w.until("it waits for GitHub", func() bool { return w.gh.CountCalls(http.MethodGet, "/alice/permission") > 0 })
 	w.stop()
 	w.change("cli", "ops", rollout.Shift{Version: treated, Percent: 3 * rollout.OnePercent})
 	if _, err := other.Accept(t.Context(), c); err != nil {
