@@ -85,7 +85,8 @@ func TestKill(t *testing.T) {
 		}
 		t.Logf("%s killed: %d requests, %d of them in flight in all, %d failed: %v", what, len(all), inFlight, len(lost), lost)
 		for _, a := range lost {
-			if a.at.After(at.Add(20 * time.Millisecond)) {
+			// A busy machine takes its time to end a process that was killed.
+			if a.at.After(at.Add(200 * time.Millisecond)) {
 				t.Errorf("%s killed: a request sent %s after the kill failed: %s", what, a.at.Sub(at), a)
 			}
 		}
