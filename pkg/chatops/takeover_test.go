@@ -17,7 +17,10 @@ import (
 // second is another process on what the world stores.
 func (w *world) second(o chatops.Options) (s *chatops.Service, stop func()) {
 	w.t.Helper()
-	o.Store, o.Journal, o.GitHub, o.Directory, o.Overlap = w.store, w.journal, w.client, w.client, 300*time.Millisecond
+	o.Store, o.Journal, o.GitHub, o.Directory = w.store, w.journal, w.client, w.client
+	if o.Overlap == 0 {
+		o.Overlap = 300 * time.Millisecond
+	}
 	s = chatops.New(o)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
