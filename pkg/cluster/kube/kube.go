@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -150,7 +151,13 @@ func New(config *rest.Config, o Options) (*Cluster, error) {
 			Namespaces: map[string]cache.Config{o.SystemNamespace: {}}, Field: fields.OneTermEqualSelector("metadata.name", HashesName),
 		}
 	}
-	watched, err := cache.New(config, co)
+	// Its own connection, apart from those of writes and leases, which are to fail at once.
+	watching := rest.CopyConfig(config)
+	if watching.Dial == nil {
+		watching.Dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	}
+	watching.Dial = patient(watching.Dial, o.Logger)
+	watched, err := cache.New(watching, co)
 	if err != nil {
 		return nil, fmt.Errorf("make cache: %w", err)
 	}

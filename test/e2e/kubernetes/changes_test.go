@@ -291,6 +291,7 @@ func TestWithoutAPIServer(t *testing.T) {
 	time.Sleep(time.Minute / 2 * time.Duration(1+min(scale()-1, 1))) // half a minute, a whole one at full N
 	during := l.sent.Load()
 	run("start", "kube-apiserver")
+	back := time.Now()
 	t.Logf("the API server was gone for %s, %d requests meanwhile, %d failed", time.Since(down).Round(time.Second), during, l.failed.Load())
 	eventually(t, time.Minute, "a percentile is set", func() error { _, err := in.sluice("traffic", "outage", "two", "50", "--force"); return err })
 	eventually(t, time.Minute, "it is applied", func() error {
@@ -299,7 +300,10 @@ func TestWithoutAPIServer(t *testing.T) {
 		}
 		return nil
 	})
-	time.Sleep(30 * time.Second * time.Duration(1+min(scale()-1, 1)))
+	// Whatever routers watch is up to date again, so that a new version is found by both.
+	in.must(t, "deploy", project(t, "outage", "three", "    # again\n"), "--version", "three", "--percent", "5")
+	t.Logf("a version that was deployed %s after the API server's return has its share", time.Since(back).Round(time.Second))
+	time.Sleep(20 * time.Second * time.Duration(1+min(scale()-1, 1)))
 	l.stop()
 	t.Logf("%d requests, %d failed; by version %v", l.sent.Load(), l.failed.Load(), l.versions)
 	if l.failed.Load() != 0 {
