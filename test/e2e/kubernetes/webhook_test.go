@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/sluice-dev/sluice/pkg/chatops"
+	"github.com/sluice-dev/sluice/pkg/cluster/kube/v1alpha1"
 	"github.com/sluice-dev/sluice/pkg/github/githubtest"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -57,7 +58,12 @@ func githubFor(t *testing.T, in *installation) *githubtest.Server {
 	}
 	in.helm(t, "github.enabled=true", "github.apiURL="+gh.URL+"/", "github.webhookSecret.name=hook", "github.token.name=hook", "github.onMerge=promote",
 		"webhook.ca.configMap=github-ca", fmt.Sprintf("webhook.podAnnotations.run=r%d", time.Now().UnixNano()))
-	t.Cleanup(func() { in.helm(t, "github.enabled=false", "webhook.ca.configMap=") })
+	t.Cleanup(func() {
+		in.helm(t, "github.enabled=false", "webhook.ca.configMap=")
+		if err := in.client.DeleteAllOf(context.Background(), &v1alpha1.JournalEntry{}, client.InNamespace(system)); err != nil {
+			t.Error(err)
+		}
+	})
 	return gh
 }
 
