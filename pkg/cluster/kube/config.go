@@ -53,7 +53,9 @@ type OpenOptions struct {
 	// SystemNamespace, by default the one that the pod or the context is in.
 	SystemNamespace string
 	Secrets         SecretScope
-	Logger          *slog.Logger
+	// Patient is that of Options.
+	Patient bool
+	Logger  *slog.Logger
 }
 
 // Open is Config and New.
@@ -65,5 +67,5 @@ func Open(o OpenOptions) (*Cluster, error) {
 	if o.SystemNamespace == "" {
 		o.SystemNamespace = ns
 	}
-	return New(config, Options{Namespaces: o.Namespaces, SystemNamespace: o.SystemNamespace, Secrets: o.Secrets, Logger: o.Logger})
+	return New(config, Options{Namespaces: o.Namespaces, SystemNamespace: o.SystemNamespace, Secrets: o.Secrets, Patient: o.Patient, Logger: o.Logger})
 }

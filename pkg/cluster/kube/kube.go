@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -64,6 +65,8 @@ type Options struct {
 	SystemNamespace string
 	// Secrets says which ones are watched.
 	Secrets SecretScope
+	// Patient makes watches wait for an API server that is away, rather than fail: for what runs on and on. Whoever has somebody waiting wants to hear of it at once.
+	Patient bool
 	Logger  *slog.Logger
 }
 
@@ -87,6 +90,8 @@ type Cluster struct {
 	config  *rest.Config
 	client  client.WithWatch
 	cache   cache.Cache
+	// synced once everything was read: until then, what fails is told at once.
+	synced *atomic.Bool
 }
 
 // New connects to nothing yet; it fails if the configuration makes no sense.
@@ -153,15 +158,18 @@ func New(config *rest.Config, o Options) (*Cluster, error) {
 	}
 	// Its own connection, apart from those of writes and leases, which are to fail at once.
 	watching := rest.CopyConfig(config)
+	synced := &atomic.Bool{}
 	if watching.Dial == nil {
 		watching.Dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
 	}
-	watching.Dial = patient(watching.Dial, o.Logger)
+	if o.Patient {
+		watching.Dial = patient(watching.Dial, synced.Load, o.Logger)
+	}
 	watched, err := cache.New(watching, co)
 	if err != nil {
 		return nil, fmt.Errorf("make cache: %w", err)
 	}
-	return &Cluster{options: o, log: o.Logger, config: config, client: strict(direct), cache: watched}, nil
+	return &Cluster{options: o, log: o.Logger, config: config, client: strict(direct), cache: watched, synced: synced}, nil
 }
 
 // watchFailed tells of watches that end.
@@ -228,6 +236,7 @@ func (c *Cluster) Start(ctx context.Context) error {
 		if !ok {
 			return errors.New("follow the cluster: nothing could be read within a minute: is the API server reachable, and may this account list and watch what Sluice needs?")
 		}
+		c.synced.Store(true)
 		return nil
 	}
 }

@@ -199,7 +199,7 @@ const leaseAutoscaler = "sluice-autoscaler"
 func openKubernetes(ctx context.Context, c config, log *slog.Logger) (ports, error) {
 	k, err := kube.Open(kube.OpenOptions{
 		Kubeconfig: c.kube.Kubeconfig, Context: c.kube.Context, Namespaces: c.kube.List(), SystemNamespace: c.kube.System,
-		Secrets: kube.SecretsOfHashes, Logger: log,
+		Secrets: kube.SecretsOfHashes, Patient: true, Logger: log,
 	})
 	if err != nil {
 		return ports{}, err

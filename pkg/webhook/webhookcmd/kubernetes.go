@@ -22,7 +22,7 @@ const controlWorkers = 4
 func wireKubernetes(ctx context.Context, c config, o *webhook.Options, log *slog.Logger) error {
 	leads := slices.Contains(o.Roles, webhook.RoleControl)
 	open := kube.OpenOptions{
-		Kubeconfig: c.kube.Kubeconfig, Context: c.kube.Context, Namespaces: c.kube.List(), SystemNamespace: c.kube.System, Logger: log,
+		Kubeconfig: c.kube.Kubeconfig, Context: c.kube.Context, Namespaces: c.kube.List(), SystemNamespace: c.kube.System, Patient: true, Logger: log,
 	}
 	if leads {
 		open.Secrets = kube.SecretsOfKeys
