@@ -352,6 +352,9 @@ func (a *authority) check(ctx context.Context, s *Service, c Comment, v Verb) er
 	return origin(c, a.pull)
 }
 
+// whenAsked is the way out where GitHub did not say who may do what.
+const whenAsked = "try again when GitHub's API works; until then use `sluice` on the command line"
+
 func (s *Service) authorise(ctx context.Context, c Comment) (Permission, PullRequest, error) {
 	ctx, cancel := context.WithTimeout(ctx, authoriseTimeout)
 	defer cancel()
@@ -369,14 +372,13 @@ func (s *Service) authorise(ctx context.Context, c Comment) (Permission, PullReq
 		pull, pullErr = s.o.GitHub.PullRequest(ctx, c.Repository, c.PullRequest)
 	})
 	wg.Wait()
-	const way = "try again when GitHub's API works; until then use `sluice` on the command line"
 	if permErr != nil {
 		s.log.WarnContext(ctx, "permission cannot be asked", "comment", c.ID, "actor", actor(c), "repository", c.Repository.ID, "error", permErr)
-		return "", pull, refuse(rollout.ReasonDenied, "permission", way, "GitHub did not say what %s may do in %s, so nothing was done", c.Author, c.Repository)
+		return "", pull, refuse(rollout.ReasonDenied, "permission", whenAsked, "GitHub did not say what %s may do in %s, so nothing was done", c.Author, c.Repository)
 	}
 	if pullErr != nil {
 		s.log.WarnContext(ctx, "pull request cannot be read", "comment", c.ID, "repository", c.Repository.ID, "pullRequest", c.PullRequest, "error", pullErr)
-		return permission, pull, refuse(rollout.ReasonDenied, "pullRequest", way, "GitHub did not say where pull request %d comes from, so nothing was done", c.PullRequest)
+		return permission, pull, refuse(rollout.ReasonDenied, "pullRequest", whenAsked, "GitHub did not say where pull request %d comes from, so nothing was done", c.PullRequest)
 	}
 	return permission, pull, nil
 }

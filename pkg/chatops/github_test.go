@@ -218,28 +218,41 @@ func TestMergeOfAnotherCommit(t *testing.T) {
 	wantIn(t, w.reply(name("merged", commit(9))), "(`version_changed`)", "nothing was promoted")
 }
 
+// status of the endpoint is edited.
+func (w *world) status(edit func(*rollout.Status)) {
+	w.t.Helper()
+	e := w.endpoint()
+	edit(&e.Status)
+	if _, err := w.memory.UpdateStatus(w.t.Context(), e); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// enough replicas are ready for all traffic.
+func enough(s *rollout.Status) {
+	for i := range s.Versions {
+		s.Versions[i].ReadyReplicas, s.Versions[i].Replicas = 20, 20
+	}
+}
+
+// mergeWaits merges under a demand that the ready replicas cannot carry.
+func (w *world) mergeWaits() {
+	w.t.Helper()
+	w.status(func(s *rollout.Status) { s.Demand = "7.5" })
+	w.close(w.closed(true, commit(2)))
+	w.until("replicas are asked for", func() bool { return w.endpoint().Spec.Version(treated).PlannedPercentile == rollout.Full })
+}
+
 func TestMergeWaitsForReplicas(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(w *world) { w.options.OnMerge = chatops.MergePromotes })
-	e := w.endpoint()
-	e.Status.Demand = "7.5"
-	if _, err := w.memory.UpdateStatus(t.Context(), e); err != nil {
-		t.Fatal(err)
-	}
-	w.close(w.closed(true, commit(2)))
-	w.until("replicas are asked for", func() bool { return w.endpoint().Spec.Version(treated).PlannedPercentile == rollout.Full })
+	w.mergeWaits()
 	w.wantShares(untouched)
 	// A crash while it waits changes nothing.
 	w.options.Grace = time.Millisecond
 	w.stop()
 	w.start()
-	e = w.endpoint()
-	for i := range e.Status.Versions {
-		e.Status.Versions[i].ReadyReplicas, e.Status.Versions[i].Replicas = 20, 20
-	}
-	if _, err := w.memory.UpdateStatus(t.Context(), e); err != nil {
-		t.Fatal(err)
-	}
+	w.status(enough)
 	wantEnd(t, w.finished(name("merged", commit(2))), cluster.EntryDone, rollout.ReasonRequested)
 	w.wantShares(control + " standby 0, " + treated + " control 100")
 }

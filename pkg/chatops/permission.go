@@ -208,9 +208,8 @@ type ownPermissions struct {
 // repositoryPermissions reads what the base branch and the default branch say.
 func (s *Service) repositoryPermissions(ctx context.Context, c Comment, pull PullRequest) ([]ownPermissions, error) {
 	file := s.o.Permissions.RepositoryFile
-	const way = "try again when GitHub's API works; until then use `sluice` on the command line"
 	if pull.Base == "" || pull.Default == "" {
-		return nil, refuse(rollout.ReasonDenied, "permission", way, "GitHub did not say which branch pull request %d is for, so nothing was done", c.PullRequest)
+		return nil, refuse(rollout.ReasonDenied, "permission", whenAsked, "GitHub did not say which branch pull request %d is for, so nothing was done", c.PullRequest)
 	}
 	branches := []string{pull.Base}
 	if pull.Default != pull.Base {
@@ -221,7 +220,7 @@ func (s *Service) repositoryPermissions(ctx context.Context, c Comment, pull Pul
 		b, err := s.o.Directory.File(ctx, c.Repository, branch, file)
 		if err != nil {
 			s.log.WarnContext(ctx, "the repository's permissions cannot be asked", "comment", c.ID, "repository", c.Repository.ID, "branch", branch, "error", err)
-			return nil, refuse(rollout.ReasonDenied, "permission", way, "GitHub did not say what %s of the branch %s permits, so nothing was done", file, branch)
+			return nil, refuse(rollout.ReasonDenied, "permission", whenAsked, "GitHub did not say what %s of the branch %s permits, so nothing was done", file, branch)
 		}
 		if b == nil {
 			continue
@@ -251,7 +250,7 @@ func (a *authority) meets(ctx context.Context, s *Service, c Comment, v Verb, r 
 			var err error
 			if is, err = s.o.Directory.TeamMember(ctx, c.Repository, t, c.Author); err != nil {
 				s.log.WarnContext(ctx, "membership cannot be asked", "comment", c.ID, "actor", actor(c), "repository", c.Repository.ID, "team", t, "error", err)
-				return refuse(rollout.ReasonDenied, "permission", "try again when GitHub's API works; until then use `sluice` on the command line",
+				return refuse(rollout.ReasonDenied, "permission", whenAsked,
 					"GitHub did not say whether %s is a member of the team %s of %s, so nothing was done", c.Author, t, c.Repository.Owner)
 			}
 			if a.teams == nil {

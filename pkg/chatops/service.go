@@ -522,11 +522,7 @@ func (s *Service) command(ctx context.Context, j job, t task, ask *authority) {
 		return
 	}
 	if !o.silent && s.answering(t.name) {
-		if body := render(t.name, t.text, c, o); j.recovered || t.doubt {
-			s.out.replyOnce(c, body)
-		} else {
-			s.out.reply(c, body)
-		}
+		s.replyTo(c, render(t.name, t.text, c, o), j.recovered || t.doubt)
 	}
 	if o.state == cluster.EntryRefused {
 		s.out.react(c, ReactionRefused)

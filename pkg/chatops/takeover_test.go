@@ -120,25 +120,12 @@ func TestMergeIntoAnotherBranch(t *testing.T) {
 func TestHoldWhileAMergeWaits(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(w *world) { w.options.OnMerge = chatops.MergePromotes })
-	w.gh.SetPermission(repoName, "alice", "write")
-	e := w.endpoint()
-	e.Status.Demand = "7.5"
-	if _, err := w.memory.UpdateStatus(t.Context(), e); err != nil {
-		t.Fatal(err)
-	}
-	w.close(w.closed(true, commit(2)))
-	w.until("replicas are asked for", func() bool { return w.endpoint().Spec.Version(treated).PlannedPercentile == rollout.Full })
+	w.mergeWaits()
 	c := w.comment(5, "alice", "/hold latency looks bad")
 	c.Closed = true
 	w.accept(c)
 	wantEnd(t, w.finished("c-5-1"), cluster.EntryDone, rollout.ReasonRequested)
-	e = w.endpoint()
-	for i := range e.Status.Versions {
-		e.Status.Versions[i].ReadyReplicas, e.Status.Versions[i].Replicas = 20, 20
-	}
-	if _, err := w.memory.UpdateStatus(t.Context(), e); err != nil {
-		t.Fatal(err)
-	}
+	w.status(enough)
 	wantEnd(t, w.finished(name("merged", commit(2))), cluster.EntryRefused, rollout.ReasonSuperseded)
 	w.wantShares(untouched)
 }

@@ -171,6 +171,18 @@ func (c *capped) Write(p []byte) (int, error) {
 	return c.Buffer.Write(p)
 }
 
+// lookFrom is since when deliveries are listed, where newest was listed before.
+func lookFrom(newest, now time.Time) time.Time {
+	return maxTime(now.Add(-lookBack), newest.Add(-overlap))
+}
+
+func maxTime(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
 // lister is what is needed of HookLog to know what was delivered.
 type lister interface {
 	List(ctx context.Context, cursor string) (page []Delivery, next string, err error)
@@ -247,11 +259,15 @@ func restFor(err error, now time.Time) time.Duration {
 
 // backOff after a delivery failed for the nth time, with a look at each every.
 func backOff(every time.Duration, n int) time.Duration {
-	wait := every
+	return doubled(every, n, max(longestUnread, every))
+}
+
+// doubled is the nth of waits that begin with first and become twice as long each time, up to the longest.
+func doubled(first time.Duration, n int, longest time.Duration) time.Duration {
 	for range n - 1 {
-		wait = min(2*wait, max(longestUnread, every))
+		first = min(2*first, longest)
 	}
-	return wait
+	return first
 }
 
 // rounds calls round until ctx ends: each time after every, sooner if it says so, and after a failure after

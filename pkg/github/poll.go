@@ -89,10 +89,7 @@ func (p *Poller) Run(ctx context.Context) error {
 }
 
 func (p *Poller) round(ctx context.Context) (time.Duration, error) {
-	from := time.Now().Add(-lookBack)
-	if t := p.newest.Add(-overlap); t.After(from) {
-		from = t
-	}
+	from := lookFrom(p.newest, time.Now())
 	all, complete, err := since(ctx, p.o.Log, from)
 	if err != nil {
 		return 0, err

@@ -98,11 +98,7 @@ func (r *Redeliverer) Run(ctx context.Context) error {
 
 func (r *Redeliverer) round(ctx context.Context) (time.Duration, error) {
 	now := time.Now()
-	from := now.Add(-lookBack)
-	if t := r.newest.Add(-overlap); t.After(from) {
-		from = t
-	}
-	all, complete, err := since(ctx, r.o.Log, from)
+	all, complete, err := since(ctx, r.o.Log, lookFrom(r.newest, now))
 	if err != nil {
 		return 0, err
 	}
@@ -143,13 +139,6 @@ func (r *Redeliverer) note(all []Delivery) {
 			m.again[d.ID] = true
 		}
 	}
-}
-
-func maxTime(a, b time.Time) time.Time {
-	if b.After(a) {
-		return b
-	}
-	return a
 }
 
 // forget what GitHub does not deliver any more.
@@ -212,11 +201,7 @@ func (m *missed) due() (at time.Time, never string) {
 	case n == 0 && limit == lostAttempts:
 		return m.DeliveredAt, ""
 	}
-	wait := first
-	for range n - 1 {
-		wait = min(2*wait, longestWait)
-	}
-	return maxTime(m.DeliveredAt, m.at).Add(wait), ""
+	return maxTime(m.DeliveredAt, m.at).Add(doubled(first, n, longestWait)), ""
 }
 
 // ask for what is due, the oldest first.

@@ -120,8 +120,8 @@ func Comment(e *rollout.Endpoint, p PullRequest, o Options, sent string) string 
 		fmt.Fprintf(&b, "\n**Verdict: %s.** %s.\n", markdown.Escape(word), markdown.Prose(strings.TrimSuffix(rest, ".")))
 	}
 	if text := ramp(stepsOf(e, v, s)); text != "" {
-		if at := o.Pictures.Address(e.Key(), p, Picture(e, p)); at != "" {
-			fmt.Fprintf(&b, "\n[![its steps](%s)](%[1]s)\n", at)
+		if o.Pictures.on() { // else none needs to be drawn
+			fmt.Fprintf(&b, "\n[![its steps](%s)](%[1]s)\n", o.Pictures.Address(e.Key(), p, Picture(e, p)))
 		}
 		b.WriteString("\n" + text)
 	}

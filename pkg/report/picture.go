@@ -139,9 +139,7 @@ func Picture(e *rollout.Endpoint, p PullRequest) string {
 		if class != "" {
 			fmt.Fprintf(&b, ` class="%s"`, class)
 		}
-		b.WriteString(">")
-		_ = xml.EscapeText(&b, []byte(t)) // a builder takes all
-		b.WriteString("</text>")
+		b.WriteString(">" + escaped(t) + "</text>")
 	}
 	left := func(n int, where string) {
 		if n > 0 {
@@ -166,7 +164,12 @@ func Picture(e *rollout.Endpoint, p PullRequest) string {
 	}
 	left(after, "after")
 	label := fmt.Sprintf("The steps of %s: %s", v.Name, title(s))
-	var escaped strings.Builder
-	_ = xml.EscapeText(&escaped, []byte(label)) // a builder takes all
-	return fmt.Sprintf(`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d" role="img"><title>%s</title><style>%s</style>%s</svg>`, pictureWide, y+4, escaped.String(), pictureStyle, b.String())
+	return fmt.Sprintf(`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d" role="img"><title>%s</title><style>%s</style>%s</svg>`, pictureWide, y+4, escaped(label), pictureStyle, b.String())
+}
+
+// escaped text for XML.
+func escaped(text string) string {
+	var b strings.Builder
+	_ = xml.EscapeText(&b, []byte(text)) // a builder takes all
+	return b.String()
 }

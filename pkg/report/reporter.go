@@ -315,10 +315,8 @@ func (r *Reporter) endpoint(ctx context.Context, key rollout.Key) time.Duration 
 // commitsOf the endpoint's versions of the pull request.
 func commitsOf(e *rollout.Endpoint, p PullRequest) []string {
 	var out []string
-	for i := range e.Spec.Versions {
-		if s := e.Spec.Versions[i].Source; s.RepositoryID == p.Repository && s.PullRequest == p.Number {
-			out = append(out, s.Commit)
-		}
+	for _, v := range p.versions(e) {
+		out = append(out, v.Source.Commit)
 	}
 	return out
 }

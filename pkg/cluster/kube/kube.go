@@ -156,13 +156,13 @@ func New(config *rest.Config, o Options) (*Cluster, error) {
 			Namespaces: map[string]cache.Config{o.SystemNamespace: {}}, Field: fields.OneTermEqualSelector("metadata.name", HashesName),
 		}
 	}
-	// Its own connection, apart from those of writes and leases, which are to fail at once.
-	watching := rest.CopyConfig(config)
-	synced := &atomic.Bool{}
-	if watching.Dial == nil {
-		watching.Dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
-	}
+	watching, synced := config, &atomic.Bool{}
 	if o.Patient {
+		// Its own connection, apart from those of writes and leases, which are to fail at once.
+		watching = rest.CopyConfig(config)
+		if watching.Dial == nil {
+			watching.Dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+		}
 		watching.Dial = patient(watching.Dial, synced.Load, o.Logger)
 	}
 	watched, err := cache.New(watching, co)

@@ -209,6 +209,21 @@ func TestAPI(t *testing.T) {
 	}
 }
 
+// answered to a request: its code and its body.
+func answered(t *testing.T, c *http.Client, r *http.Request) (int, string) {
+	t.Helper()
+	resp, err := c.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}
+
 // TestPage: only whom the flag names gets it, and the API beside it stays what it is.
 func TestPage(t *testing.T) {
 	get := func(url, host string) (int, string) {
@@ -219,16 +234,7 @@ func TestPage(t *testing.T) {
 		if host != "" {
 			r.Host = host
 		}
-		resp, err := http.DefaultClient.Do(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return resp.StatusCode, string(b)
+		return answered(t, http.DefaultClient, r)
 	}
 	for mode, want := range map[string][2]int{"": {404, 404}, "none": {404, 404}, "loopback": {200, 403}, "anyone": {200, 200}} {
 		var args []string
@@ -298,16 +304,7 @@ func TestLogin(t *testing.T) {
 		if form == nil {
 			r.Body, r.ContentLength = nil, 0
 		}
-		resp, err := browser.Do(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return resp.StatusCode, string(b)
+		return answered(t, browser, r)
 	}
 	if code, text := do(http.MethodGet, "/endpoints/models/fraud", nil); code != 403 || strings.Contains(text, "v1") {
 		t.Errorf("before: %d: %s", code, text)
