@@ -16,6 +16,7 @@ import (
 
 // TestAttach: whoever has the image finds its document, by the referrers API and, in a registry without it, by the tag.
 func TestAttach(t *testing.T) {
+	t.Parallel()
 	for _, api := range []bool{true, false} {
 		r := newRegistry(t) // without it
 		host := r.host

@@ -359,6 +359,7 @@ func get(err error) rollout.Error {
 }
 
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	r := newRegistry(t)
 	good := r.shipper(t)
 	good.Platform = "linux/amd64"
@@ -484,6 +485,7 @@ func (keychain) Resolve(authn.Resource) (authn.Authenticator, error) {
 // TestItServes unpacks an image as a container's file system and starts what it says, with this
 // machine's Python and its paths below that directory.
 func TestItServes(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("python3"); err != nil {
 		t.Skip("no python3")
 	}

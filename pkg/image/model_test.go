@@ -50,6 +50,7 @@ func unpack(t *testing.T, img v1.Image) map[string]entry {
 
 // TestModelsOfRegistries: pushed once, they are in images of any registry, under the name that the project gives them.
 func TestModelsOfRegistries(t *testing.T) {
+	t.Parallel()
 	r, other := newRegistry(t), newRegistry(t)
 	s := r.small(t)
 	dir := write(t, t.TempDir(), "config.json", `{"a": 1}`, "deep/tokens.txt", "a b c", "run.sh", "true")
@@ -116,6 +117,7 @@ scoring: {entryScript: score.py}
 
 // TestModelsAreMounted: where the registry is the same, no byte of a model passes here.
 func TestModelsAreMounted(t *testing.T) {
+	t.Parallel()
 	var sentBytes, readBytes atomic.Int64
 	r := newRegistry(t)
 	counting := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -218,6 +220,7 @@ func files(t *testing.T, h http.HandlerFunc) string {
 
 // TestModelsOfServers: fetched once, whole whatever breaks on the way, and only what was meant.
 func TestModelsOfServers(t *testing.T) {
+	t.Parallel()
 	var content bytes.Buffer
 	dir := t.TempDir()
 	weights(t, filepath.Join(dir, "w"), 9*unit, 1)
@@ -366,6 +369,7 @@ func TestTooManyLayers(t *testing.T) {
 
 // TestSourceBreaks: where a model comes from may break, too, and is not taken for where it goes to.
 func TestSourceBreaks(t *testing.T) {
+	t.Parallel()
 	from, to := newRegistry(t), newRegistry(t)
 	s := to.small(t)
 	dir := t.TempDir()

@@ -111,6 +111,7 @@ func strays(t *testing.T, dir string) []string {
 }
 
 func TestLayoutHasWhatIsPushed(t *testing.T) {
+	t.Parallel()
 	r := newRegistry(t)
 	s := r.shipper(t)
 	dir := project(t)
@@ -150,6 +151,7 @@ func TestLayoutHasWhatIsPushed(t *testing.T) {
 
 // TestHalfWrittenLayout: what fails on the way leaves no name for what is not whole.
 func TestHalfWrittenLayout(t *testing.T) {
+	t.Parallel()
 	r := newRegistry(t)
 	s := r.shipper(t)
 	dir := project(t)
@@ -183,6 +185,7 @@ func TestHalfWrittenLayout(t *testing.T) {
 // TestTarball: containerd's own import finds the image that is pushed, under its name, and what `docker load` reads names
 // the same blobs.
 func TestTarball(t *testing.T) {
+	t.Parallel()
 	r := newRegistry(t)
 	m, digest := made(t, r.shipper(t), project(t))
 	file := filepath.Join(t.TempDir(), "image.tar")
@@ -366,6 +369,7 @@ func TestBuiltEnvironmentNeedsRegistry(t *testing.T) {
 
 // TestDamagedLayouts: what is there is used only if it is what it is named after, and what names it is read or refused.
 func TestDamagedLayouts(t *testing.T) {
+	t.Parallel()
 	r := newRegistry(t)
 	m, digest := made(t, r.shipper(t), project(t))
 	defer m.Close()

@@ -80,6 +80,7 @@ func (b *halving) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // TestAnswersBreakOff: what is read from a registry goes on where it broke off, whatever it is; what never comes is an error that
 // names the registry and what was read, and what for.
 func TestAnswersBreakOff(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		part  string
 		times int
@@ -175,6 +176,7 @@ func (p *patient) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // TestPatience: whatever a registry asks for is waited, and what stays busy is an error.
 func TestPatience(t *testing.T) {
+	t.Parallel()
 	for _, always := range []bool{false, true} {
 		t.Run(fmt.Sprint(always), func(t *testing.T) {
 			t.Parallel()

@@ -50,6 +50,7 @@ func (u *unsteady) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // TestUnsteadyRegistries: what fails once is tried again, whatever it is; what goes on failing is an error that names the
 // registry, and leaves no tag.
 func TestUnsteadyRegistries(t *testing.T) {
+	t.Parallel()
 	status := func(code int) func(http.ResponseWriter) {
 		return func(w http.ResponseWriter) { w.WriteHeader(code) }
 	}

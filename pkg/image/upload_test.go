@@ -112,6 +112,7 @@ func (broken) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
 // TestLargeLayersGoOn: whatever breaks on the way, the image arrives, and what was there is not sent again.
 func TestLargeLayersGoOn(t *testing.T) {
+	t.Parallel()
 	dir := project(t)
 	const size = 70 * unit
 	weights(t, filepath.Join(dir, "model/a.bin"), size, 1)
@@ -217,6 +218,7 @@ func TestLargeLayersGoOn(t *testing.T) {
 		}, extra: unit, patches: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r := newRegistry(t)
 			s := &sessions{inner: r.handler, hurt: c.hurt, open: map[string]*bytes.Buffer{}, keep: c.keep, answer: c.answer}
 			server := httptest.NewServer(s)
@@ -243,6 +245,7 @@ func TestLargeLayersGoOn(t *testing.T) {
 
 // TestLargeLayersGiveUp: what stays broken is an error, and the next time it works.
 func TestLargeLayersGiveUp(t *testing.T) {
+	t.Parallel()
 	dir := project(t)
 	weights(t, filepath.Join(dir, "model/a.bin"), 65*unit, 1)
 	for name, c := range map[string]struct {
