@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sluice-dev/sluice/pkg/cluster"
@@ -68,14 +69,7 @@ func (s *Service) recordClosed(ctx context.Context, name string, c Closed) (out 
 		out.Duplicates++
 		return out, nil
 	}
-	e := cluster.Entry{
-		Name: name, Command: c.action(), Actor: "github:" + c.By, At: s.o.Now().UTC(), State: cluster.EntryPending,
-		Origin: map[string]string{
-			originRepositoryID: strconv.FormatInt(c.Repository.ID, 10), originOwner: c.Repository.Owner, originRepository: c.Repository.Name,
-			originInstallation: strconv.FormatInt(c.Repository.Installation, 10), originPullRequest: strconv.Itoa(c.PullRequest),
-			originHead: c.Head, originAt: c.At.UTC().Format(time.RFC3339),
-		},
-	}
+	e := s.closedEntry(name, c)
 	stored, fresh, err := s.o.Journal.Claim(ctx, e)
 	if err != nil {
 		s.drop(name)
@@ -90,6 +84,23 @@ func (s *Service) recordClosed(ctx context.Context, name string, c Closed) (out 
 	out.Commands++
 	s.enqueueClosed(name, c, stored.At, true, !fresh)
 	return out, nil
+}
+
+func (s *Service) closedEntry(name string, c Closed) cluster.Entry {
+	return cluster.Entry{
+		Name: name, Command: c.action(), Actor: "github:" + c.By, At: s.o.Now().UTC(), State: cluster.EntryPending,
+		Origin: map[string]string{
+			originRepositoryID: strconv.FormatInt(c.Repository.ID, 10), originOwner: c.Repository.Owner, originRepository: c.Repository.Name,
+			originInstallation: strconv.FormatInt(c.Repository.Installation, 10), originPullRequest: strconv.Itoa(c.PullRequest),
+			originHead: c.Head, originAt: c.At.UTC().Format(time.RFC3339),
+		},
+	}
+}
+
+// closedEnded says that another process has seen it through.
+func (s *Service) closedEnded(ctx context.Context, name string, c Closed) bool {
+	_, ended := s.seenThrough(ctx, s.closedEntry(name, c))
+	return ended
 }
 
 // enqueueClosed does it beside the lanes: it may wait for replicas. It does nothing when the service ends:
@@ -129,9 +140,16 @@ func closedOf(e cluster.Entry) (Closed, error) {
 func (s *Service) doClosed(ctx context.Context, name string, c Closed, at time.Time, doubt bool) {
 	as := Comment{Repository: c.Repository, PullRequest: c.PullRequest, Author: c.By, CreatedAt: c.At}
 	o, err := s.carryOutClosed(ctx, name, c, as, at)
+	if errors.Is(err, errEnded) {
+		s.log.InfoContext(ctx, "what a closed pull request asks for was seen through by another process", "name", name)
+		return
+	}
 	if err != nil {
 		s.log.WarnContext(ctx, "what a closed pull request asks for is left to the next start", "name", name, "error", err)
 		return
+	}
+	if doubt = doubt || s.waitedLong(at); doubt && o.state == cluster.EntryRefused && s.closedEnded(ctx, name, c) {
+		return // the first end holds
 	}
 	s.finish(ctx, name, o)
 	s.log.InfoContext(ctx, "pull request closed", "name", name, "actor", actor(as), "repository", c.Repository.ID, "pullRequest", c.PullRequest,
@@ -142,12 +160,12 @@ func (s *Service) doClosed(ctx context.Context, name string, c Closed, at time.T
 }
 
 func (s *Service) carryOutClosed(ctx context.Context, name string, c Closed, as Comment, at time.Time) (outcome, error) {
-	all, err := s.listUntil(ctx)
+	endpoints, err := s.listUntil(ctx)
 	if err != nil {
 		return outcome{}, err
 	}
 	var ours []*rollout.Endpoint
-	for _, e := range boundTo(all, c.Repository.ID) {
+	for _, e := range boundTo(endpoints, c.Repository.ID) {
 		if len(allVersions(e, as)) > 0 {
 			ours = append(ours, e)
 		}
@@ -164,22 +182,25 @@ func (s *Service) carryOutClosed(ctx context.Context, name string, c Closed, as 
 	if c.Merged && s.o.OnMerge == MergeContinues {
 		return done(rollout.ReasonNoChange, "the pull request is merged; its treatment is judged on", ours...), nil
 	}
-	var errs []error
-	var told []string
-	for i, e := range ours {
-		stored, message, err := s.endAt(ctx, e.Key(), name, c, as, at)
-		switch {
-		case ctx.Err() != nil:
-			return outcome{}, ctx.Err()
-		case err != nil:
-			errs = append(errs, err)
-		default:
-			told = append(told, e.Key().String()+": "+message)
-			ours[i] = stored
-		}
+	errs := make([]error, len(ours))
+	told := make([]string, len(ours))
+	var all sync.WaitGroup
+	for i, e := range ours { // side by side: each may wait for its replicas
+		all.Go(func() {
+			stored, message, err := s.endAt(ctx, e.Key(), name, c, as, at)
+			if errs[i] = err; err == nil {
+				told[i], ours[i] = e.Key().String()+": "+message, stored
+			}
+		})
 	}
-	if len(errs) > 0 {
-		return refused(errors.Join(errs...), ours...), nil
+	all.Wait()
+	if ctx.Err() != nil {
+		return outcome{}, ctx.Err()
+	}
+	if err := errors.Join(errs...); errors.Is(err, errEnded) {
+		return outcome{}, errEnded
+	} else if err != nil {
+		return refused(err, ours...), nil
 	}
 	return done(rollout.ReasonRequested, strings.Join(told, "; "), ours...), nil
 }
@@ -198,7 +219,7 @@ func (s *Service) stillClosed(ctx context.Context, c Closed, since time.Time) er
 			return refuse(rollout.ReasonSuperseded, "pullRequest", "nothing needs to be done", "pull request %d is open again", c.PullRequest)
 		case err == nil && c.Merged && s.o.OnMerge == MergePromotes && (pull.Base == "" || pull.Base != pull.Default):
 			// Who may merge into other branches is nobody's concern: whoever may push can make one of their own.
-			return refuse(rollout.ReasonDenied, "pull_request.base", "comment `/promote`, or merge it into the default branch", "pull request %d was merged into %s, and only merges into the default branch promote", c.PullRequest, branchName(pull.Base))
+			return refuse(rollout.ReasonDenied, "pull_request.base", "promote with `sluice promote` what should be, or merge into the default branch a pull request of its own", "pull request %d was merged into %s, and only merges into the default branch promote", c.PullRequest, branchName(pull.Base))
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
@@ -280,9 +301,8 @@ func (s *Service) endAt(ctx context.Context, key rollout.Key, name string, c Clo
 var errNothing = errors.New("nothing to do")
 
 // promoteMerged promotes the treatment that was made of the merged commit, once its replicas can carry all traffic.
-// A hold that was set since the merge ends that.
+// A hold that was set since the merge ends that. What was prepared for a promotion that does not come is not kept up.
 func (s *Service) promoteMerged(ctx context.Context, key rollout.Key, name string, c Closed, as Comment, at time.Time) (*rollout.Endpoint, string, error) {
-	began := s.o.Now()
 	find := func(e *rollout.Endpoint) (*rollout.Version, error) {
 		if ch := heldSince(e, at); ch != nil {
 			return nil, refuse(rollout.ReasonSuperseded, "spec.hold", "promote with `sluice promote` what should be",
@@ -297,6 +317,9 @@ func (s *Service) promoteMerged(ctx context.Context, key rollout.Key, name strin
 		return own[i], nil
 	}
 	for {
+		if s.waitedLong(at) && s.closedEnded(ctx, name, c) {
+			return nil, "", errEnded
+		}
 		e, op, _, err := s.editClosed(ctx, key, name, rollout.ReasonMerged, as, func(e *rollout.Endpoint) (rollout.Op, string, error) {
 			v, err := find(e)
 			if err != nil {
@@ -304,11 +327,14 @@ func (s *Service) promoteMerged(ctx context.Context, key rollout.Key, name strin
 			}
 			return rollout.Promote{Version: v.Name}, v.Name, nil
 		})
-		if rollout.ReasonOf(err) != rollout.ReasonNotEnoughReady || s.o.Now().Sub(began) > s.o.Patience {
+		if rollout.ReasonOf(err) != rollout.ReasonNotEnoughReady || s.o.Now().Sub(at) > s.o.Patience {
+			if err != nil && ctx.Err() == nil {
+				s.unprepare(ctx, key, name, as)
+			}
 			return e, op, err
 		}
 		// It cannot be asked for again, so it is waited for.
-		_, _, _, err = s.editClosed(ctx, key, name+"-prepare", rollout.ReasonMerged, as, func(e *rollout.Endpoint) (rollout.Op, string, error) {
+		_, _, _, err = s.editClosed(ctx, key, name+preparing, rollout.ReasonMerged, as, func(e *rollout.Endpoint) (rollout.Op, string, error) {
 			v, err := find(e)
 			if err != nil {
 				return nil, "", err
@@ -316,11 +342,32 @@ func (s *Service) promoteMerged(ctx context.Context, key rollout.Key, name strin
 			return rollout.Prepare{Version: v.Name, Percent: rollout.Full}, v.Name, nil
 		})
 		if err != nil {
+			if ctx.Err() == nil {
+				s.unprepare(ctx, key, name, as)
+			}
 			return nil, "", err
 		}
 		if !pause(ctx, prepareAgain) {
 			return nil, "", ctx.Err()
 		}
+	}
+}
+
+// preparing ends the names of changes that ask for a merge's replicas.
+const preparing = "-prepare"
+
+// unprepare gives back the replicas that a merge asked for, by whatever process.
+func (s *Service) unprepare(ctx context.Context, key rollout.Key, name string, as Comment) {
+	_, _, _, err := s.editClosed(ctx, key, name+"-unprepare", rollout.ReasonMerged, as, func(e *rollout.Endpoint) (rollout.Op, string, error) {
+		for _, v := range allVersions(e, as) {
+			if v.PlannedPercentile == rollout.Full && e.Known(name+preparing+"-"+v.Name) {
+				return rollout.Prepare{Version: v.Name}, v.Name, nil
+			}
+		}
+		return nil, "", errNothing
+	})
+	if err != nil && !errors.Is(err, errNothing) {
+		s.log.WarnContext(ctx, "replicas stay prepared for a merge that was given up", "endpoint", key.String(), "error", err)
 	}
 }
 

@@ -36,9 +36,11 @@ func (s *Service) carryOut(ctx context.Context, j *job, t task, ask *authority) 
 	}
 	if c.head != "" {
 		// The check run's external id names the endpoint, its commit the version, the version the pull request.
-		if j.comment.PullRequest = pullRequestOf(boundTo(all, c.Repository.ID), c); j.comment.PullRequest == 0 {
+		number := pullRequestOf(boundTo(all, c.Repository.ID), c)
+		if number == 0 { // the reply goes where GitHub said that the commit belongs, if it did
 			return refused(buttonStale(c)), nil
 		}
+		j.comment.PullRequest = number
 		c = j.comment
 	}
 	if err := ask.check(ctx, s, c, t.line.Verb); err != nil {
@@ -54,6 +56,10 @@ func (s *Service) carryOut(ctx context.Context, j *job, t task, ask *authority) 
 	}
 	if c.head == "" && ask.pull.Closed && !ask.pull.Merged && !t.line.Verb.afterMerge() {
 		return refused(refuse(rollout.ReasonDenied, "pullRequest", "reopen it, or use `sluice` on the command line", "pull request %d was closed without a merge before the comment was heeded", c.PullRequest)), nil
+	}
+	if c.Closed && !t.line.Verb.afterMerge() {
+		return refused(refuse(rollout.ReasonDenied, "pullRequest", fmt.Sprintf("use `sluice %s` on the command line", t.line.Verb),
+			"pull request %d is merged, where only `/rollback`, `/hold`, `/status`, `/plan` and `/help` work", c.PullRequest)), nil
 	}
 	switch t.line.Verb {
 	case Status:
@@ -132,7 +138,12 @@ func (s *Service) apply(ctx context.Context, j job, t task) (outcome, error) {
 			if err != nil {
 				return nil, err
 			}
-			if by, why := overtakenBy(e, j, t, s.o.Now()); by != nil {
+			if s.doubtful(j, t) {
+				if _, ended := s.seenThrough(limited, entryOf(t, c)); ended {
+					return nil, errEnded
+				}
+			}
+			if by, why := overtakenBy(e, j, t, nameOf(now.version), s.o.Now()); by != nil {
 				return nil, refuse(rollout.ReasonSuperseded, "spec.changes", "write the command again, if it is still meant",
 					"%s, and meanwhile %s did `%s`", why, by.Actor, by.Action)
 			}
@@ -140,6 +151,8 @@ func (s *Service) apply(ctx context.Context, j job, t task) (outcome, error) {
 			return operation(t.line, aim), nil
 		})
 		switch {
+		case errors.Is(err, errEnded):
+			return false, err
 		case err != nil && (len(rollout.AsErrors(err)) == 0 || rollout.ReasonOf(err) == rollout.ReasonConflict):
 			return true, err
 		case err != nil:
@@ -164,6 +177,9 @@ func (s *Service) apply(ctx context.Context, j job, t task) (outcome, error) {
 		}
 		return false, nil
 	})
+	if errors.Is(err, errEnded) {
+		return outcome{}, err
+	}
 	if err != nil {
 		return s.gaveUp(ctx, t, err)
 	}
@@ -175,13 +191,31 @@ func inComment(message string) string {
 	return strings.NewReplacer("`sluice resume ENDPOINT`", "`/resume`", "`sluice unlock ENDPOINT`", "`/unlock`").Replace(message)
 }
 
+// nameOf a version, "" of none.
+func nameOf(v *rollout.Version) string {
+	if v == nil {
+		return ""
+	}
+	return v.Name
+}
+
 // lateAfter is how long after it was written a comment is late, wherever it was in the meantime.
 const lateAfter = 2 * time.Minute
 
+// staleAfter is how long after it was written a rollback is no longer meant, if its version was promoted since.
+const staleAfter = time.Hour
+
 // overtakenBy is a change that was meant later than the command and came before it, and why it could. A rollback
-// is meant whenever it comes.
-func overtakenBy(e *rollout.Endpoint, j job, t task, now time.Time) (*rollout.Change, string) {
+// is meant whenever it comes, but for one of yesterday that would take out what was promoted since.
+func overtakenBy(e *rollout.Endpoint, j job, t task, version string, now time.Time) (*rollout.Change, string) {
 	if t.line.Verb == Rollback {
+		if now.Sub(j.comment.CreatedAt) > staleAfter {
+			for _, ch := range slices.Backward(e.Spec.Changes) {
+				if ch.At.After(j.comment.CreatedAt) && ch.Action == (rollout.Promote{Version: version}).String() {
+					return &ch, "the comment arrived late"
+				}
+			}
+		}
 		return nil, ""
 	}
 	if j.recovered || t.doubt {

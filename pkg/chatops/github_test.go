@@ -282,10 +282,12 @@ func TestCommandsOnClosedPullRequests(t *testing.T) {
 		return w.accept(c)
 	}
 	for i, body := range []string{"/promote", "/traffic 20", "/resume", "/lock", "/unlock"} {
-		if r := on(int64(10+i), body); r != (chatops.Receipt{}) {
-			t.Errorf("%s on a merged pull request: %+v", body, r)
-		}
+		on(int64(10+i), body)
+		at := chatops.EntryName(int64(10+i), 1)
+		wantEnd(t, w.finished(at), cluster.EntryRefused, rollout.ReasonDenied)
+		wantIn(t, w.reply(at), "is merged", "`sluice "+strings.Fields(body[1:])[0]+"`")
 	}
+	w.wantShares(untouched)
 	for i, body := range []string{"/status", "/hold", "/plan", "/help", "/rollback"} {
 		on(int64(20+i), body)
 		wantEnd(t, w.finished(chatops.EntryName(int64(20+i), 1)), cluster.EntryDone, rollout.ReasonRequested)

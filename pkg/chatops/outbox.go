@@ -116,7 +116,7 @@ func (o *outbox) run(ctx context.Context) {
 	}
 }
 
-// next takes the first letter that is due; without one, it says how long until
+// next takes the first letter that is due, replies before reactions; without one, it says how long until
 // one is, 0 meaning that none waits.
 func (o *outbox) next() (letter, time.Duration, bool) {
 	o.mu.Lock()
@@ -124,16 +124,26 @@ func (o *outbox) next() (letter, time.Duration, bool) {
 	o.sending = false
 	now := time.Now()
 	var wait time.Duration
+	first := -1
 	for i := range o.items {
-		if o.draining || !o.items[i].due.After(now) {
-			l := o.items[i]
-			o.items = slices.Delete(o.items, i, i+1)
-			o.sending = true
-			return l, 0, true
-		}
-		if d := o.items[i].due.Sub(now); wait == 0 || d < wait {
+		l := &o.items[i]
+		if o.draining || !l.due.After(now) {
+			if l.body != "" {
+				first = i
+				break
+			}
+			if first < 0 {
+				first = i
+			}
+		} else if d := l.due.Sub(now); wait == 0 || d < wait {
 			wait = d
 		}
+	}
+	if first >= 0 {
+		l := o.items[first]
+		o.items = slices.Delete(o.items, first, first+1)
+		o.sending = true
+		return l, 0, true
 	}
 	if len(o.items) == 0 {
 		tell(o.idle)

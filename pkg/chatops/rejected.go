@@ -2,10 +2,12 @@ package chatops
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"time"
 
+	"github.com/sluice-dev/sluice/pkg/cluster"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -20,20 +22,44 @@ type aspirant struct {
 	number     int
 }
 
-// watchRejected asks GitHub about the pull request of each version that appears, once: it may have been closed while the version was made,
-// and the event of that found nothing to end.
+// question is when a version's pull request is asked about next; never again once the time is zero.
+type question struct {
+	at   time.Time
+	wait time.Duration
+}
+
+// Waits between questions about one pull request: the first, and at most; GitHub may never show it.
+const (
+	firstQuestion = askAgain
+	lastQuestion  = time.Hour
+)
+
+// watchRejected asks GitHub about the pull request of each version that appears, until it answers: it may have been closed while the
+// version was made, and the event of that found nothing to end.
 func (s *Service) watchRejected(ctx context.Context) {
 	if _, nobody := s.o.Directory.(silent); nobody {
 		return
 	}
-	keys, err := s.o.Store.Watch(ctx)
+	known := map[aspirant]*question{}
+	for {
+		s.watchAspirants(ctx, known)
+		if !pause(ctx, askAgain) {
+			return
+		}
+	}
+}
+
+// watchAspirants does it until the store's watch ends.
+func (s *Service) watchAspirants(ctx context.Context, known map[aspirant]*question) {
+	watching, end := context.WithCancel(ctx)
+	defer end()
+	keys, err := s.o.Store.Watch(watching)
 	if err != nil {
 		if ctx.Err() == nil {
-			s.log.ErrorContext(ctx, "versions of closed pull requests are not looked for", "error", err)
+			s.log.WarnContext(ctx, "versions of closed pull requests are not looked for now", "error", err)
 		}
 		return
 	}
-	known := map[aspirant]bool{} // to whether its pull request is still to be asked about
 	again := time.NewTicker(askAgain)
 	defer again.Stop()
 	for {
@@ -47,22 +73,36 @@ func (s *Service) watchRejected(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		for a, open := range known {
-			if !open {
+		for a, q := range known {
+			now := s.o.Now()
+			if q.at.IsZero() || now.Before(q.at) {
 				continue
 			}
-			if !s.reject(ctx, a) {
-				break // GitHub does not answer: later
+			err := s.reject(ctx, a)
+			if err == nil {
+				q.at = time.Time{}
+				continue
 			}
-			known[a] = false
+			if q.wait = min(max(2*q.wait, firstQuestion), lastQuestion); q.wait >= time.Minute && ctx.Err() == nil {
+				s.log.WarnContext(ctx, "the pull request of a version cannot be asked about", "endpoint", a.endpoint.String(), "version", a.version,
+					"repository", a.repository, "pullRequest", a.number, "again", q.wait, "error", err)
+			}
+			q.at = now.Add(q.wait)
+			var t Temporary
+			if errors.As(err, &t) && t.Temporary() || errors.Is(err, context.DeadlineExceeded) {
+				break // GitHub does not answer: the others later
+			}
 		}
 	}
 }
 
 // aspirants of an endpoint that are not known yet are added, and those that it has no more are forgotten.
-func (s *Service) aspirants(ctx context.Context, key rollout.Key, known map[aspirant]bool) {
+func (s *Service) aspirants(ctx context.Context, key rollout.Key, known map[aspirant]*question) {
 	here := map[aspirant]bool{}
 	e, err := s.o.Store.Get(ctx, key)
+	if err != nil && !errors.Is(err, cluster.ErrNotFound) {
+		return // nothing is known
+	}
 	if err == nil {
 		for i := range e.Spec.Versions {
 			v := &e.Spec.Versions[i]
@@ -80,31 +120,30 @@ func (s *Service) aspirants(ctx context.Context, key rollout.Key, known map[aspi
 	}
 	for a := range here {
 		if _, ok := known[a]; !ok && len(known) < maxRejected {
-			known[a] = true
+			known[a] = &question{at: s.o.Now()}
 		}
 	}
 }
 
-// reject ends the version if its pull request was closed without a merge; false if GitHub or the journal did not say.
-func (s *Service) reject(ctx context.Context, a aspirant) bool {
+// reject ends the version if its pull request was closed without a merge; an error says that GitHub or the journal did not say.
+func (s *Service) reject(ctx context.Context, a aspirant) error {
 	limited, cancel := context.WithTimeout(ctx, authoriseTimeout)
 	defer cancel()
 	repo, err := s.o.Directory.Repository(limited, a.repository)
-	var pull PullRequest
-	if err == nil {
-		pull, err = s.o.GitHub.PullRequest(limited, repo, a.number)
+	if err != nil {
+		return fmt.Errorf("find repository: %w", err)
 	}
-	switch {
-	case err != nil:
-		s.log.DebugContext(ctx, "the pull request of a version cannot be asked about", "endpoint", a.endpoint.String(), "version", a.version, "pullRequest", a.number, "error", err)
-		return false
-	case !pull.Closed || pull.Merged || pull.RepositoryID != a.repository:
-		return true
+	pull, err := s.o.GitHub.PullRequest(limited, repo, a.number)
+	if err != nil {
+		return fmt.Errorf("read pull request: %w", err)
+	}
+	if !pull.Closed || pull.Merged || pull.RepositoryID != a.repository {
+		return nil
 	}
 	// Who closed it GitHub's event said, and that is over: the ghost is its own stand-in for nobody it knows.
 	c := Closed{Repository: repo, PullRequest: a.number, Head: pull.Head, By: "ghost", At: s.o.Now().UTC().Truncate(time.Second)}
 	if err := s.ready(limited); err != nil {
-		return false
+		return err
 	}
 	h := fnv.New64a()
 	_, _ = fmt.Fprintf(h, "%s/%s", a.endpoint, a.version) // a hash takes all
@@ -113,5 +152,5 @@ func (s *Service) reject(ctx context.Context, a aspirant) bool {
 	if receipt.Commands == 0 || err != nil {
 		<-s.slots
 	}
-	return err == nil
+	return err
 }

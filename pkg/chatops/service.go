@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -83,6 +84,7 @@ type Service struct {
 	mu       sync.Mutex
 	flying   map[string]bool // entries queued or being carried out
 	answered map[string]bool // entries that this process replies to, or has looked for a reply to
+	refused  map[stranger]time.Time
 	closed   bool
 	jobs     sync.WaitGroup
 	work     context.Context // ends the grace after Run was told to end
@@ -121,7 +123,7 @@ func New(o Options) *Service {
 	s := &Service{
 		o: o, log: o.Logger, out: newOutbox(o.GitHub, o.Logger, o.Overlap),
 		recovered: make(chan struct{}), slots: make(chan struct{}, o.Queue), urgent: make(chan struct{}, urgent),
-		flying: map[string]bool{}, answered: map[string]bool{},
+		flying: map[string]bool{}, answered: map[string]bool{}, refused: map[stranger]time.Time{},
 	}
 	for i := range s.lane {
 		s.lane[i] = newQueue()
@@ -170,11 +172,12 @@ func ButtonName(digest string) string { return "d-" + strings.ToLower(digest) }
 // once all the same.
 func (s *Service) Accept(ctx context.Context, c Comment) (Receipt, error) {
 	lines := parse(c.Body, !s.o.PrefixOnly)
-	if c.Closed {
-		lines = slices.DeleteFunc(lines, func(l Line) bool { return !l.Verb.afterMerge() })
-	}
 	if len(lines) == 0 {
 		return Receipt{}, nil
+	}
+	if s.quiet(c) {
+		s.log.InfoContext(ctx, "comment passed over: its author has no role, and was refused a moment ago", "comment", c.ID, "author", c.Author, "repository", c.Repository.ID)
+		return Receipt{Refused: rollout.ReasonDenied}, nil
 	}
 	if s.o.Now().Sub(c.CreatedAt) > MaxAge {
 		s.log.WarnContext(ctx, "command refused", "comment", c.ID, "repository", c.Repository.ID, "reason", rollout.ReasonTooOld, "created", c.CreatedAt)
@@ -479,35 +482,79 @@ func (s *Service) answerAgain(e cluster.Entry) {
 	s.out.replyOnce(c, render(e.Name, e.Command, c, o))
 }
 
-// do carries out a comment's commands one after the other.
+// do carries out a comment's commands one after the other. Reactions are the comment's, each given once.
 func (s *Service) do(j job) {
 	if j.slot {
 		defer func() { <-s.slots }()
 	}
 	ask := &authority{}
+	var reactions []Reaction
 	for _, t := range j.tasks {
 		if s.work.Err() == nil {
-			s.command(s.work, j, t, ask)
+			if r := s.command(s.work, j, t, ask); r != "" && j.comment.ID != 0 && !slices.Contains(reactions, r) {
+				reactions = append(reactions, r)
+				s.out.react(j.comment, r)
+			}
 		}
 		s.drop(t.name)
 	}
 }
 
-func (s *Service) command(ctx context.Context, j job, t task, ask *authority) {
-	if j.recovered || t.doubt {
-		// Another process may have seen it through meanwhile, and what it said holds.
-		if stored, _, err := s.o.Journal.Claim(ctx, entryOf(t, j.comment)); err == nil && stored.State != cluster.EntryPending {
+// errEnded says that another process has seen the command through.
+var errEnded = errors.New("the command has ended already")
+
+// doubtful says that another process may be at the command, too: it was once, or it takes up by its sweep what waits here.
+func (s *Service) doubtful(j job, t task) bool {
+	return j.recovered || t.doubt || s.waitedLong(t.at)
+}
+
+// waitedLong says that another process's sweep may have come by since.
+func (s *Service) waitedLong(since time.Time) bool { return s.o.Now().Sub(since) >= s.o.Sweep/2 }
+
+// seenThrough is a command's entry, and whether some process has seen it through. Of one that cannot be read it is not known, so not.
+func (s *Service) seenThrough(ctx context.Context, e cluster.Entry) (cluster.Entry, bool) {
+	stored, _, err := s.o.Journal.Claim(ctx, e)
+	return stored, err == nil && stored.State != cluster.EntryPending
+}
+
+// command carries out one, and is how to react to its comment.
+func (s *Service) command(ctx context.Context, j job, t task, ask *authority) Reaction {
+	if s.doubtful(j, t) {
+		// What another process said of it holds.
+		if stored, ended := s.seenThrough(ctx, entryOf(t, j.comment)); ended {
 			s.answerAgain(stored)
-			return
+			return ""
 		}
 	}
 	o, err := s.carryOut(ctx, &j, t, ask)
 	c := j.comment
-	if err != nil { // this process ends, and the next one looks again
+	if err != nil && !errors.Is(err, errEnded) { // this process ends, and the next one looks again
 		s.log.WarnContext(ctx, "command left to the next start", "name", t.name, "error", err)
-		return
+		return ""
+	}
+	doubt := s.doubtful(j, t)
+	if doubt {
+		// The first end holds, but for an effect: that is told as what it is.
+		effect := false
+		if all, err := s.list(ctx); err == nil {
+			var known outcome
+			if known, effect = alreadyDone(all, t.name); effect && o.state != cluster.EntryDone {
+				o = known
+			}
+		}
+		if stored, ended := s.seenThrough(ctx, entryOf(t, j.comment)); ended && (stored.State == cluster.EntryDone || !effect) {
+			s.answerAgain(stored)
+			return ""
+		}
+	}
+	if err != nil { // the journal said so a moment ago, and does not say anything now
+		s.log.WarnContext(ctx, "command left to the next start", "name", t.name, "error", err)
+		return ""
 	}
 	s.finish(ctx, t.name, o)
+	if o.silent {
+		s.refuse(c)
+	}
 	attrs := []any{"name", t.name, "command", t.text, "actor", actor(c), "repository", c.Repository.ID, "pullRequest", c.PullRequest,
 		"state", o.state, "reason", o.reason, "result", o.result(), "recovered", j.recovered}
 	if len(o.endpoints) == 1 {
@@ -517,18 +564,47 @@ func (s *Service) command(ctx context.Context, j job, t task, ask *authority) {
 
 	if c.head != "" { // of a button, the check run and the comment tell what it did
 		if o.state == cluster.EntryRefused {
-			s.replyTo(c, render(t.name, t.text, c, o), j.recovered || t.doubt)
+			s.replyTo(c, render(t.name, t.text, c, o), doubt)
 		}
-		return
+		return ""
 	}
 	if !o.silent && s.answering(t.name) {
-		s.replyTo(c, render(t.name, t.text, c, o), j.recovered || t.doubt)
+		s.replyTo(c, render(t.name, t.text, c, o), doubt)
 	}
 	if o.state == cluster.EntryRefused {
-		s.out.react(c, ReactionRefused)
-	} else {
-		s.out.react(c, ReactionDone)
+		return ReactionRefused
 	}
+	return ReactionDone
+}
+
+// stranger is somebody without a role in a public repository.
+type stranger struct{ repository, author int64 }
+
+// Bounds on what strangers can have us do: a comment each in that time, and how many are remembered.
+const (
+	quietFor     = time.Minute
+	maxStrangers = 10_000
+)
+
+// refuse remembers that a stranger was.
+func (s *Service) refuse(c Comment) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.o.Now()
+	if len(s.refused) >= maxStrangers {
+		maps.DeleteFunc(s.refused, func(_ stranger, at time.Time) bool { return now.Sub(at) >= quietFor })
+	}
+	if len(s.refused) < maxStrangers {
+		s.refused[stranger{c.Repository.ID, c.AuthorID}] = now
+	}
+}
+
+// quiet says that the comment's author was refused as a stranger a moment ago.
+func (s *Service) quiet(c Comment) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at, known := s.refused[stranger{c.Repository.ID, c.AuthorID}]
+	return known && s.o.Now().Sub(at) < quietFor
 }
 
 // replyTo a pull request, if it is known which. In doubt somebody else may have answered.

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -178,4 +179,191 @@ func TestStrangersGetNoReply(t *testing.T) {
 		t.Errorf("%d replies, want those to tri and alice", n)
 	}
 	w.wantShares(untouched)
+}
+
+// What takes long at one process, because GitHub is slow or others are before it, another one takes up. What that said holds, and is said once.
+func TestTakenUpWhileAtIt(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{"/promote", "/hold", "/status"} {
+		t.Run(text, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, func(w *world) { w.options.Sweep = 200 * time.Millisecond })
+			w.gh.AddFault(githubtest.Fault{Path: "/max/permission", Delay: 2 * time.Second, Times: 1})
+			w.accept(w.comment(1, "max", text))
+			w.until("the first asks", func() bool { return w.gh.CountCalls(http.MethodGet, "/max/permission") > 0 })
+			w.gh.AddFault(githubtest.Fault{Path: "/max/permission", Status: 500})
+			w.second(chatops.Options{Sweep: 200 * time.Millisecond})
+			wantEnd(t, w.finished("c-1-1"), cluster.EntryRefused, rollout.ReasonDenied)
+			w.gh.ClearFaults()
+			time.Sleep(4 * time.Second) // the first has its answer, and both have replied
+			wantEnd(t, w.entry("c-1-1"), cluster.EntryRefused, rollout.ReasonDenied)
+			w.wantShares(untouched)
+			if w.endpoint().Spec.Hold != nil {
+				t.Error("it was done after it was refused")
+			}
+			if n := len(w.gh.Comments(repoName, pull)); n != 1 {
+				t.Errorf("%d replies", n)
+			}
+		})
+	}
+}
+
+// Both do it: it takes effect once, and is answered once.
+func TestDoneByBoth(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(w *world) { w.options.Sweep = 200 * time.Millisecond })
+	w.second(chatops.Options{Sweep: 200 * time.Millisecond})
+	w.gh.AddFault(githubtest.Fault{Path: "/max/permission", Delay: 2 * time.Second, Times: 1})
+	w.accept(w.comment(1, "max", "/hold"))
+	wantEnd(t, w.finished("c-1-1"), cluster.EntryDone, rollout.ReasonRequested)
+	time.Sleep(4 * time.Second)
+	if n := len(w.gh.Comments(repoName, pull)); n != 1 {
+		t.Errorf("%d replies", n)
+	}
+	n := 0
+	for _, c := range w.endpoint().Spec.Changes {
+		if c.ID == "c-1-1" {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("%d changes in the record", n)
+	}
+}
+
+// What a merge asked for is given back when it is given up.
+func TestPreparedForAMergeThatIsGivenUp(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(w *world) { w.options.OnMerge = chatops.MergePromotes })
+	w.mergeWaits()
+	if p := w.endpoint().Spec.Version(treated).PlannedPercentile; p != rollout.Full {
+		t.Fatalf("prepared for %s", p)
+	}
+	c := w.comment(5, "alice", "/hold latency looks bad")
+	c.Closed = true
+	w.accept(c)
+	wantEnd(t, w.finished(name("merged", commit(2))), cluster.EntryRefused, rollout.ReasonSuperseded)
+	if p := w.endpoint().Spec.Version(treated).PlannedPercentile; p != 0 {
+		t.Errorf("still prepared for %s", p)
+	}
+}
+
+// Endpoints do not wait for each other, and a restart does not begin the patience anew.
+func TestMergesWaitSideBySide(t *testing.T) {
+	t.Parallel()
+	other := rollout.Key{Namespace: "models", Name: "aaa-first"}
+	w := newWorld(t, func(w *world) {
+		w.options.OnMerge = chatops.MergePromotes
+		w.options.Patience = 6 * time.Second
+		w.addEndpoint(other, pull)
+	})
+	began := time.Now()
+	e, err := w.memory.Get(t.Context(), other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Status.Demand = "7.5"
+	if _, err := w.memory.UpdateStatus(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	w.close(w.closed(true, commit(2)))
+	w.until("the one that is ready is promoted", func() bool { return w.endpoint().Spec.Version(treated).Type == rollout.Control })
+	if e := w.entry(name("merged", commit(2))); e.State != cluster.EntryPending {
+		t.Fatalf("the other did not wait: %+v", e)
+	}
+	time.Sleep(3 * time.Second)
+	w.stop()
+	w.start()
+	wantEnd(t, w.finished(name("merged", commit(2))), cluster.EntryRefused, rollout.ReasonNotEnoughReady)
+	if took := time.Since(began); took > 11*time.Second {
+		t.Errorf("given up after %s", took)
+	}
+	if e, err = w.memory.Get(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	if v := e.Spec.Version(treated); v.PlannedPercentile != 0 {
+		t.Errorf("still prepared for %s by an earlier run", v.PlannedPercentile)
+	}
+}
+
+// A stranger's comments cost one entry per line of one comment, and one reaction of each kind, a minute.
+func TestStrangersCost(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(w *world) { w.gh.SetPublic(repoName) })
+	w.gh.AccountID("nobody")
+	w.accept(w.comment(1, "nobody", strings.Repeat("/status\n", 6)))
+	w.finished(chatops.EntryName(1, 6))
+	for i := range 20 {
+		if r := w.accept(w.comment(int64(i+2), "nobody", strings.Repeat("/status\n", 6))); r.Commands != 0 {
+			t.Fatalf("recorded %+v", r)
+		}
+	}
+	w.run(50, "alice", "/status") // others are heard
+	all, err := w.journal.Entries(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := w.gh.CountCalls(http.MethodPost, "/comments/1/reactions"); len(all) != 7 || n != 2 {
+		t.Errorf("%d entries, %d reactions", len(all), n)
+	}
+}
+
+// counting says how often it is asked where a repository is.
+type counting struct {
+	chatops.Directory
+	asked *atomic.Int32
+}
+
+func (c counting) Repository(ctx context.Context, id int64) (chatops.Repository, error) {
+	c.asked.Add(1)
+	return c.Directory.Repository(ctx, id)
+}
+
+// A version whose pull request GitHub does not show is asked about less and less.
+func TestUnknownPullRequest(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	w := newWorld(t, func(w *world) { w.options.Directory = counting{w.client, &asked} })
+	role, five := rollout.Treatment, 5*rollout.OnePercent
+	w.change("a", "ci", rollout.Deploy{Version: version("pr-999-0000007", 7, 999)})
+	w.change("b", "ci", rollout.Update{Version: "pr-999-0000007", Type: &role, Percent: &five})
+	w.until("that of the other is asked about", func() bool { return w.gh.CountCalls(http.MethodGet, "/pulls/41") > 0 })
+	time.Sleep(23 * time.Second) // asked at once, after 5 s and after 10 s more
+	if n := asked.Load() - 1; n < 2 || n > 3 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+// A button of a version that is gone is answered where it was pressed.
+func TestButtonOfADeletedVersion(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.change("gone", "ops", rollout.Delete{Version: treated})
+	b := w.button("x", "alice", chatops.Promote, commit(2))
+	b.PullRequest = pull
+	if _, err := w.service.AcceptButton(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	wantEnd(t, w.finished("d-x"), cluster.EntryRefused, rollout.ReasonVersionChanged)
+	w.reply("d-x")
+}
+
+// A rollback of long ago does not take out what was promoted since.
+func TestOldRollback(t *testing.T) {
+	t.Parallel()
+	var ahead atomic.Int64
+	w := newWorld(t, func(w *world) {
+		w.options.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
+	early, late := w.comment(1, "alice", "/rollback"), w.comment(2, "alice", "/rollback")
+	w.change("cli", "ops", rollout.Promote{Version: treated})
+	ahead.Store(int64(2 * time.Hour))
+	w.accept(late)
+	wantEnd(t, w.finished("c-2-1"), cluster.EntryRefused, rollout.ReasonSuperseded)
+	if v := w.endpoint().Spec.Version(treated); v.Type != rollout.Control {
+		t.Errorf("it is %s", v.Type)
+	}
+	ahead.Store(int64(30 * time.Minute)) // an outage
+	w.accept(early)
+	wantEnd(t, w.finished("c-1-1"), cluster.EntryDone, rollout.ReasonRequested)
 }

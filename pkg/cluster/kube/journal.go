@@ -24,7 +24,7 @@ type Journal struct{ c *Cluster }
 
 var _ cluster.Journal = (*Journal)(nil)
 
-// Journal of the installation. Its reads ask the API server: they are rare, and an answer
+// Journal of the installation. Its reads ask the API server, not a cache: an answer
 // must not be older than a claim.
 func (c *Cluster) Journal() *Journal { return &Journal{c} }
 
