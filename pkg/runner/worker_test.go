@@ -590,7 +590,7 @@ func TestInitFailures(t *testing.T) {
 		"only headers": {script: "def init(): pass\ndef run(request_headers): pass", want: "needs to accept an argument"},
 		"rawhttp": {script: "import sys, types\nm = types.ModuleType('azureml.contrib.services.aml_request')\nm._rawHttpRequested = True\n" +
 			"sys.modules[m.__name__] = m\n" + ok, want: "@rawhttp"},
-		"hangs":         {script: "import time\ndef init(): time.sleep(1000)\ndef run(data): pass", o: Options{InitTimeout: 3 * time.Second}, want: "did not return within 3s", log: "score.py\", line 2"},
+		"hangs":         {script: "import time\ndef init(): time.sleep(1000)\ndef run(data): pass", o: Options{InitTimeout: 12 * time.Second}, want: "did not return within 12s", log: "score.py\", line 2"},
 		"no script":     {script: ok, o: Options{EntryScript: "other.py"}, want: "other.py: no such file"},
 		"no Python":     {script: ok, o: Options{Python: "python-of-nobody"}, want: "python-of-nobody"},
 		"bad Python":    {script: ok, o: Options{Python: "/bin/false"}, want: "ended before init() returned"},
