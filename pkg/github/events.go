@@ -37,6 +37,13 @@ type Commands interface {
 	AcceptClosed(ctx context.Context, c chatops.Closed) (chatops.Receipt, error)
 }
 
+// Self says who Sluice is on GitHub; *Client does. It must answer at once.
+type Self interface {
+	// IsSelf says whether an account of that login, type and id is ours. An account that is not known yet
+	// has not written anything since the start.
+	IsSelf(login, kind string, id int64) bool
+}
+
 // Events takes GitHub's events, by whatever way they came: Intake is handed them,
 // Poller fetches them. It passes on comments with commands, buttons of check runs
 // and pull requests that are closed; tells of pull requests on which something
@@ -46,11 +53,13 @@ type Events struct {
 	commands Commands
 	log      *slog.Logger
 
+	// Self, if set, says who we are; else nothing on GitHub is taken for ours.
+	Self Self
 	// OnRepository is told where a repository is.
 	OnRepository func(chatops.Repository)
 	// OnInstallation is told that an installation of the App is gone, suspended or has other rights than before.
 	OnInstallation func(installation int64)
-	// OnTouched is told of a pull request where somebody edited or deleted a report.
+	// OnTouched is told of a pull request where somebody else edited or deleted a report of ours.
 	OnTouched func(repository int64, number int)
 	// OnActivity is told of a pull request that was opened or pushed to, or where a workflow or a deployment
 	// came to an end. Without a number it is about the pull requests of the commit. Anyone who may open
@@ -226,7 +235,7 @@ func (ev *Events) comment(ctx context.Context, delivery string, body []byte) (in
 		return refusal(http.StatusBadRequest, "the body is not an issue_comment event")
 	}
 	ev.learn(e.Repository, e.Installation.ID)
-	if e.touched() && ev.OnTouched != nil {
+	if ev.OnTouched != nil && ev.touched(&e) {
 		ev.OnTouched(e.Repository.ID, e.Issue.Number)
 		return http.StatusAccepted, Answer{Status: "seen", Message: "a report is looked at again"}
 	}
@@ -269,9 +278,15 @@ func (e *commentEvent) comment() (chatops.Comment, string) {
 	}, ""
 }
 
-// touched says whether somebody edited or deleted one of our reports.
-func (e *commentEvent) touched() bool {
-	if e.Action != "edited" && e.Action != "deleted" || e.Sender.Type == "Bot" {
+// ours says whether the account is our own.
+func (ev *Events) ours(a account) bool {
+	return ev.Self != nil && ev.Self.IsSelf(a.Login, a.Type, a.ID)
+}
+
+// touched says whether somebody else edited or deleted one of our reports. GitHub tells of our own edits too, and a
+// token's are a user's; and a comment that only looks like a report is anybody's.
+func (ev *Events) touched(e *commentEvent) bool {
+	if e.Action != "edited" && e.Action != "deleted" || e.Sender.Type == "Bot" || ev.ours(e.Sender) || !ev.ours(e.Comment.User) {
 		return false
 	}
 	was := e.Changes.Body.From
@@ -457,7 +472,7 @@ func (ev *Events) activity(event string, body []byte) (int, Answer) {
 		return ignored("of a push, only where the repository is is of use")
 	case event == "workflow_run" && (e.Action != "completed" || e.WorkflowRun == nil):
 		return ignored("only workflow runs that ended are looked at")
-	case event == "deployment_status" && e.Deployment.Task == task && e.Sender.Type == "Bot":
+	case event == "deployment_status" && e.Deployment.Task == task && (e.Sender.Type == "Bot" || ev.ours(e.Sender)):
 		return ignored("the deployment is Sluice's own")
 	}
 	told := 0

@@ -622,37 +622,70 @@ func TestIntakeIgnoresOtherChecksAndPullRequests(t *testing.T) {
 	}
 }
 
-// TestIntakeSeesWhoTouchesReports: an edited or deleted report is looked at again.
+// TestIntakeSeesWhoTouchesReports: a report of ours that somebody else edited or deleted is looked at again; our own
+// edits, which GitHub tells of as well, and what others write in the form of a report are not.
 func TestIntakeSeesWhoTouchesReports(t *testing.T) {
-	mark := report.Mark{Namespace: "models", Endpoint: "fraud"}.String()
-	robot := map[string]any{"login": "sluice[bot]", "id": 5, "type": "Bot"}
-	for name, tc := range map[string]struct {
-		edit func(map[string]any)
-		want int
+	body := "a report\n" + report.Mark{Namespace: "models", Endpoint: "fraud"}.String()
+	gh := fake(t)
+	person := func(login string) map[string]any {
+		return map[string]any{"login": login, "id": gh.AccountID(login), "type": "User"}
+	}
+	bot := func(login string) map[string]any { return map[string]any{"login": login, "id": 5, "type": "Bot"} }
+	alice := person("alice")
+	for as, self := range map[string]struct {
+		client *github.Client
+		who    map[string]any
 	}{
-		"edited by somebody":  {func(e map[string]any) { e["action"] = "edited" }, 1},
-		"deleted by somebody": {func(e map[string]any) { e["action"] = "deleted" }, 1},
-		"its mark edited away": {func(e map[string]any) {
-			e["action"], e["changes"] = "edited", map[string]any{"body": map[string]any{"from": "x\n" + mark}}
-			e["comment"].(map[string]any)["body"] = "mine"
-		}, 1},
-		"edited by ourselves": {func(e map[string]any) { e["action"], e["sender"] = "edited", robot }, 0},
-		"another comment": {func(e map[string]any) {
-			e["action"] = "edited"
-			e["comment"].(map[string]any)["body"] = "mine"
-		}, 0},
+		"App": {asApp(t, gh), bot(githubtest.AppLogin)}, "token": {client(t, gh), person(githubtest.Robot)},
 	} {
-		h, _ := intake(t, &commands{})
-		n := 0
-		h.(*github.Intake).OnTouched = func(repository int64, number int) {
-			if n++; repository != comment().Repository.ID || number != comment().PullRequest {
-				t.Errorf("%s: told of %d, %d", name, repository, number)
-			}
+		at := repo
+		if as == "App" {
+			at.Installation = githubtest.Installation
 		}
-		x := comment()
-		x.Body = "a report\n" + mark
-		if rec := post(h, delivery("issue_comment", githubtest.CommentEvent(x, tc.edit))); rec.Code != 202 || n != tc.want {
-			t.Errorf("%s: answered %d %s, told %d times", name, rec.Code, rec.Body, n)
+		if self.client.IsSelf("", "", 0) || self.client.IsSelf(self.who["login"].(string), "User", 0) {
+			t.Errorf("%s: anybody is ourselves before GitHub was asked", as)
+		}
+		if _, err := self.client.FindComment(t.Context(), at, 41, 0, rollout.Key{Namespace: "models", Name: "fraud"}); err != nil { // it knows who it is then
+			t.Fatal(err)
+		}
+		for name, tc := range map[string]struct {
+			action         string
+			author, sender map[string]any
+			body, from     string
+			want           int
+		}{
+			"edited by somebody":                 {"edited", self.who, alice, body, "", 1},
+			"deleted by somebody":                {"deleted", self.who, alice, body, "", 1},
+			"its mark edited away":               {"edited", self.who, alice, "mine", body, 1},
+			"edited by ourselves":                {"edited", self.who, self.who, body, body, 0},
+			"deleted by ourselves":               {"deleted", self.who, self.who, body, "", 0},
+			"edited by another bot":              {"edited", self.who, bot("lint[bot]"), body, "", 0},
+			"another comment of ours":            {"edited", self.who, alice, "mine", "", 0},
+			"somebody's own in the same form":    {"edited", alice, alice, body, "", 0},
+			"somebody's own, deleted by another": {"deleted", alice, person("bob"), body, "", 0},
+			"one that is called as we are":       {"edited", map[string]any{"login": githubtest.Robot, "id": 6, "type": "User"}, alice, body, "", 0},
+			"an App's user that is called so":    {"edited", map[string]any{"login": githubtest.AppLogin, "id": 6, "type": "User"}, alice, body, "", 0},
+		} {
+			h, _ := intake(t, &commands{})
+			in, n := h.(*github.Intake), 0
+			in.Self = self.client
+			in.OnTouched = func(repository int64, number int) {
+				if n++; repository != comment().Repository.ID || number != comment().PullRequest {
+					t.Errorf("%s, %s: told of %d, %d", as, name, repository, number)
+				}
+			}
+			x := comment()
+			x.Body = tc.body
+			rec := post(h, delivery("issue_comment", githubtest.CommentEvent(x, func(e map[string]any) {
+				e["action"], e["sender"] = tc.action, tc.sender
+				e["comment"].(map[string]any)["user"] = tc.author
+				if tc.from != "" {
+					e["changes"] = map[string]any{"body": map[string]any{"from": tc.from}}
+				}
+			})))
+			if rec.Code != 202 || n != tc.want {
+				t.Errorf("%s, %s: answered %d %s, told %d times", as, name, rec.Code, rec.Body, n)
+			}
 		}
 	}
 }

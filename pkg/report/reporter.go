@@ -110,6 +110,8 @@ type slot struct {
 	claimed bool // by this process
 	comment int64
 	body    string
+	// written is the body that this process wrote last: another one is somebody else's.
+	written string
 	sent    string
 	pieces  map[string]sentPiece
 	edited  time.Time
@@ -148,18 +150,9 @@ func NewReporter(o Config) *Reporter {
 	return &Reporter{o: o, log: o.Logger, due: map[rollout.Key]time.Time{}, wake: make(chan struct{}, 1), slots: map[place]*slot{}}
 }
 
-// Look again at what a pull request shows: somebody may have changed it there.
-func (r *Reporter) Look(repository int64, number int) {
-	r.mu.Lock()
-	for p, s := range r.slots {
-		if p.Repository == repository && p.Number == number {
-			s.loaded = false
-			r.due[p.key] = time.Now()
-		}
-	}
-	r.mu.Unlock()
-	r.tell()
-}
+// Look again at what a pull request shows: somebody may have changed it there. It is bounded as Notice is, so that
+// no echo of what the reporter does makes it do more.
+func (r *Reporter) Look(repository int64, number int) { r.Notice(repository, number, "") }
 
 // Notice that something happened on a pull request, or without a number on those of a commit. It makes the
 // reporter look again at what it shows there, but for each comment no more often than Every, however often it is called.
@@ -386,31 +379,28 @@ func (r *Reporter) show(ctx context.Context, at place, s *slot, e *rollout.Endpo
 	all := pieces(e, at.PullRequest, o)
 	sent := digestOf(all)
 	body := Comment(e, at.PullRequest, o, sent)
-	loaded := r.isLoaded(s)
-	if loaded && body == s.body && !s.refused {
+	if r.isLoaded(s) && body == s.body && !s.refused {
 		return 0, nil
-	}
-	changed := sent != s.sent
-	if loaded && !s.edited.IsZero() {
-		if wait := time.Until(s.edited.Add(r.gap(s, changed))); wait > 0 {
-			return wait, nil
-		}
 	}
 	repo, err := r.o.GitHub.Repository(ctx, at.Repository)
 	if err != nil {
 		return 0, err
 	}
-	if !loaded {
+	if !r.isLoaded(s) {
 		if err := r.load(ctx, at, s, repo); err != nil {
 			return 0, err
 		}
 		if s.comment != 0 && s.body == body {
-			s.sent, s.refused = sent, false
+			s.sent, s.written, s.refused = sent, body, false
 			return 0, nil
 		}
 		if m, ok := MarkOf(s.body); s.comment != 0 && ok && m.Sent == sent {
 			s.sent = sent
 		}
+	}
+	// Looking costs little; whatever made it look, it writes no sooner than it may.
+	if wait := r.rest(s, sent); wait > 0 {
+		return wait, nil
 	}
 	s.edited = time.Now()
 	refused := false
@@ -428,6 +418,14 @@ func (r *Reporter) show(ctx context.Context, at place, s *slot, e *rollout.Endpo
 		return refusedWait, nil
 	}
 	return 0, nil
+}
+
+// rest is how long the comment is still to stay as it is. What somebody changed there is made good as soon as a change of state is shown.
+func (r *Reporter) rest(s *slot, sent string) time.Duration {
+	if s.edited.IsZero() {
+		return 0
+	}
+	return time.Until(s.edited.Add(r.gap(s, sent != s.sent || s.body != s.written)))
 }
 
 func (r *Reporter) isLoaded(s *slot) bool {
@@ -567,7 +565,7 @@ func (r *Reporter) comment(ctx context.Context, at place, s *slot, repo chatops.
 	if id != s.comment {
 		r.remember(ctx, at, id)
 	}
-	s.comment, s.body = id, body
+	s.comment, s.body, s.written = id, body, body
 	return nil
 }
 

@@ -489,6 +489,42 @@ func TestNotice(t *testing.T) {
 	}
 }
 
+// TestEchoes: whatever makes it look, such as GitHub's word of its own edits, it edits no more often than it may.
+func TestEchoes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, false)
+	w.c.Every, w.c.Gap = 400*time.Millisecond, 100*time.Millisecond
+	l := newLife(t, fraud).treatment(ten).rollout(1, ten, rollout.ReasonStepRunning, "60 of 100 requests", "undecided")
+	w.put(l)
+	w.start()
+	w.shows(fraud, report.StateRunning, treated)
+	w.settled()
+	edits := func() int { return w.gh.CountCalls(http.MethodPatch, "/issues/comments/") }
+	was, began := edits(), time.Now()
+	for n := 0; time.Since(began) < 2*time.Second; n++ {
+		l.e.Status.Rollout.Evidence[0].Requests = fmt.Sprint(1190 + n)
+		w.put(l)
+		w.r.Look(repoID, pull)
+		time.Sleep(10 * time.Millisecond)
+	}
+	if n, most := edits()-was, 1+int(time.Since(began)/w.c.Every); n < 2 || n > most {
+		t.Errorf("%d edits in %s, want 2 to %d", n, time.Since(began), most)
+	}
+	// Who deletes it again and again gets another as seldom as that.
+	made := func() int { return w.gh.CountCalls(http.MethodPost, "/comments") }
+	was, began = made(), time.Now()
+	for time.Since(began) < 2*time.Second {
+		for _, c := range w.gh.Comments(repoName, pull) {
+			w.gh.EditComment(repoName, c.ID, "")
+		}
+		w.r.Look(repoID, pull)
+		time.Sleep(10 * time.Millisecond)
+	}
+	if n, most := made()-was, 1+int(time.Since(began)/w.c.Every); n < 1 || n > most {
+		t.Errorf("%d more comments in %s, want 1 to %d", n, time.Since(began), most)
+	}
+}
+
 func TestTwoEndpointsOnOnePullRequest(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, true)

@@ -218,6 +218,9 @@ func Run(ctx context.Context, o Options) (err error) {
 			}
 			reports = report.NewReporter(rc)
 			events.OnTouched, events.OnActivity = reports.Look, reports.Notice
+			if me, ok := rc.GitHub.(github.Self); ok {
+				events.Self = me
+			}
 		}
 	}
 

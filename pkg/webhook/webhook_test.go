@@ -344,6 +344,48 @@ func TestControlAlone(t *testing.T) {
 	}
 }
 
+// TestOwnEditsWithAToken: GitHub tells of the report's own edits too, and with a token as a user's; they cause no others.
+func TestOwnEditsWithAToken(t *testing.T) {
+	o, gh, store := full(t)
+	o.Reports = report.Config{GitHub: o.GitHub.(*github.Client), Every: 300 * time.Millisecond, Gap: time.Millisecond}
+	r := run(t, o)
+	gh.SetHook(r.url+"/webhooks/github", secret)
+	gh.Echo()
+	edits := func() int { return gh.CountCalls(http.MethodPatch, "/issues/comments/") }
+	looks := func() int { return gh.CountCalls(http.MethodGet, "/issues/comments/") }
+	until(t, "the report", func() bool { return len(gh.Comments("acme/fraud", 41)) == 1 })
+	began := time.Now()
+	for n := 1; time.Since(began) < 2*time.Second; n++ { // the numbers move all the time
+		e, err := store.Get(t.Context(), rollout.Key{Namespace: "models", Name: "fraud"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.Status.Versions = []rollout.VersionStatus{{Name: e.Spec.Versions[0].Name, State: rollout.StateReady, Replicas: n, ReadyReplicas: n}}
+		if _, err := store.UpdateStatus(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if n, most := edits(), 2+int(time.Since(began)/o.Reports.Every); n < 2 || n > most {
+		t.Errorf("%d edits in %s, want 2 to %d", n, time.Since(began), most)
+	}
+	if n := looks(); n > 0 {
+		t.Errorf("looked %d times at what it wrote itself", n)
+	}
+	until(t, "word of the edits", func() bool {
+		n := 0
+		for _, a := range gh.Attempts() {
+			if a.Code == http.StatusAccepted && a.Action == "edited" {
+				n++
+			}
+		}
+		return n == edits()
+	})
+	if err := r.stop(); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+}
+
 // TestLifeOfAPullRequest: signed events of a pull request's life, as an App.
 func TestLifeOfAPullRequest(t *testing.T) {
 	const name, treated = "acme/fraud", "pr-42-0000002"

@@ -279,6 +279,7 @@ func (s *Server) oneComment(w http.ResponseWriter, r *http.Request) {
 	c := &repo.comments[number][i]
 	switch r.Method {
 	case http.MethodDelete:
+		s.tellOf(r, "deleted", repo, number, *c)
 		repo.comments[number] = slices.Delete(repo.comments[number], i, i+1)
 		w.WriteHeader(http.StatusNoContent)
 		return
@@ -292,7 +293,9 @@ func (s *Server) oneComment(w http.ResponseWriter, r *http.Request) {
 		if c.Author != s.writer(r) {
 			s.t.Errorf("%s edits a comment of %s", s.writer(r), c.Author)
 		}
+		was := c.Body
 		c.Body = in.Body
+		s.tellOf(r, "edited", repo, number, *c, func(e map[string]any) { e["changes"] = map[string]any{"body": map[string]any{"from": was}} })
 	}
 	answer(w, http.StatusOK, s.commentObject(repo, number, *c))
 }
