@@ -31,8 +31,9 @@ type CheckRun struct {
 	Status, Conclusion, Title, Summary string
 	Actions                            []string // identifiers
 	Annotations                        []string // PATH:LINE
-	// Updates since it was made.
-	Updates int
+	// Updates since it was made, and when it was completed as the last of them said.
+	Updates   int
+	Completed string
 }
 
 // CommitStatus of the fake.
@@ -300,6 +301,17 @@ func (s *Server) oneComment(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, s.commentObject(repo, number, *c))
 }
 
+// Requeue a check run as GitHub does when somebody wants it to run again.
+func (s *Server) Requeue(repo string, id int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.repo(repo).checks {
+		if c.ID == id {
+			c.Status, c.Conclusion = "queued", ""
+		}
+	}
+}
+
 func (s *Server) checkObject(repo *repository, c *CheckRun) map[string]any {
 	at := fmt.Sprintf("%s/repos/%s/%s/check-runs/%d", s.URL, repo.owner, repo.name, c.ID)
 	out := map[string]any{
@@ -332,6 +344,7 @@ func (s *Server) writeCheck(w http.ResponseWriter, r *http.Request) {
 		External   string `json:"external_id"`
 		Status     string
 		Conclusion string
+		Completed  string `json:"completed_at"`
 		Output     struct {
 			Title, Summary string
 			Annotations    []struct {
@@ -361,6 +374,7 @@ func (s *Server) writeCheck(w http.ResponseWriter, r *http.Request) {
 		c = &CheckRun{ID: s.nextID, Head: in.Head}
 		repo.checks = append(repo.checks, c)
 	}
+	c.Completed = in.Completed
 	c.Name, c.External, c.Status, c.Conclusion, c.Title, c.Summary = in.Name, in.External, in.Status, in.Conclusion, in.Output.Title, in.Output.Summary
 	if c.Conclusion != "" {
 		c.Status = "completed"
