@@ -215,6 +215,8 @@ type robot int64
 
 func (r robot) IsSelf(_, _ string, id int64) bool { return id == int64(r) }
 
+func (robot) IsApp(int64) bool { return false }
+
 // TestIntakeTells: events that command nothing say where something happened and where repositories are.
 func TestIntakeTells(t *testing.T) {
 	at := `"repository":{"id":7,"name":"fraud-model","owner":{"login":"acme"}},"installation":{"id":3},"sender":{"login":"alice","id":77,"type":"User"}`

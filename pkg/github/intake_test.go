@@ -520,6 +520,7 @@ func TestEventsAreGitHubs(t *testing.T) {
 	for name, body := range map[string][]byte{
 		"issue_comment$created":      githubtest.CommentEvent(comment()),
 		"check_run$requested_action": githubtest.ButtonEvent(button(), "models/fraud/pr-41-3f9c2ab"),
+		"check_run$rerequested":      githubtest.ButtonEvent(button(), "models/fraud/pr-41-3f9c2ab", githubtest.Rerequested),
 		"pull_request$closed":        githubtest.ClosedEvent(closed(true)),
 	} {
 		compiled, err := compiler.Compile("webhooks.json#/definitions/" + name)
@@ -618,6 +619,41 @@ func TestIntakeIgnoresOtherChecksAndPullRequests(t *testing.T) {
 		h, _ := intake(t, c)
 		if rec := post(h, r); rec.Code != 202 || !strings.Contains(rec.Body.String(), `"ignored"`) || len(c.buttons)+len(c.closed) != 0 {
 			t.Errorf("%s: answered %d %s, passed on %v %v", name, rec.Code, rec.Body, c.buttons, c.closed)
+		}
+	}
+}
+
+// TestIntakeTellsOfReruns: of our own App's check runs only, and it commands nothing.
+func TestIntakeTellsOfReruns(t *testing.T) {
+	run := func(e map[string]any) map[string]any { return e["check_run"].(map[string]any) }
+	app, ours := asApp(t, fake(t)), "models/fraud/pr-41-3f9c2ab"
+	for name, tc := range map[string]struct {
+		self     github.Self
+		external string
+		edit     func(map[string]any)
+		want     int
+	}{
+		"ours":              {app, ours, func(map[string]any) {}, 1},
+		"by a bot":          {app, ours, func(e map[string]any) { e["sender"] = map[string]any{"login": "x[bot]", "id": 5, "type": "Bot"} }, 1},
+		"another App's":     {app, ours, func(e map[string]any) { run(e)["app"] = map[string]any{"id": githubtest.AppID + 1} }, 0},
+		"nobody's":          {app, ours, func(e map[string]any) { run(e)["app"] = nil }, 0},
+		"another check":     {app, "lint", func(map[string]any) {}, 0},
+		"of no commit":      {app, ours, func(e map[string]any) { run(e)["head_sha"] = "main" }, 0},
+		"with a token":      {client(t, fake(t)), ours, func(e map[string]any) { run(e)["app"] = map[string]any{"id": 0} }, 0},
+		"as nobody we know": {nil, ours, func(map[string]any) {}, 0},
+	} {
+		c := &commands{}
+		h, _ := intake(t, c)
+		in, n := h.(*github.Intake), 0
+		in.Self = tc.self
+		in.OnRerun = func(repository int64, commit string, endpoint rollout.Key) {
+			if n++; repository != button().Repository.ID || commit != button().Head || endpoint != button().Endpoint {
+				t.Errorf("%s: told of %d, %s, %s", name, repository, commit, endpoint)
+			}
+		}
+		rec := post(h, delivery("check_run", githubtest.ButtonEvent(button(), tc.external, githubtest.Rerequested, tc.edit)))
+		if rec.Code != 202 || n != tc.want || len(c.buttons) > 0 {
+			t.Errorf("%s: answered %d %s, told %d times, passed on %v", name, rec.Code, rec.Body, n, c.buttons)
 		}
 	}
 }

@@ -40,6 +40,9 @@ const task = "sluice"
 // App says whether the client acts as a GitHub App, which alone may write check runs.
 func (c *Client) App() bool { return c.token == nil }
 
+// IsApp implements Self.
+func (c *Client) IsApp(id int64) bool { return c.App() && id == c.o.AppID }
+
 type known struct {
 	repo  chatops.Repository
 	until time.Time

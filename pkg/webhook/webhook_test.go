@@ -460,6 +460,15 @@ func TestLifeOfAPullRequest(t *testing.T) {
 			send("check_run", "guid-2", githubtest.ButtonEvent(pressed, "models/fraud/"+treated))
 			shows("gets 20 %")
 
+			for _, k := range gh.CheckRuns(name) {
+				gh.Requeue(name, k.ID)
+			}
+			if got := check(); got != "sluice/fraud " {
+				t.Errorf("the check is %q", got)
+			}
+			send("check_run", "guid-4", githubtest.ButtonEvent(pressed, "models/fraud/"+treated, githubtest.Rerequested))
+			until(t, "the check, run again", func() bool { return check() == "sluice/fraud neutral" })
+
 			gh.EditPullRequest(name, 42, func(pr *githubtest.PullRequest) { pr.State, pr.Merged = "closed", merged })
 			send("pull_request", "guid-3", githubtest.ClosedEvent(chatops.Closed{Repository: said.Repository, PullRequest: 42, Head: fmt.Sprintf("%040x", 2), Merged: merged, By: "alice", At: time.Now()}))
 			want, conclusion := "promoted: it is the control", "sluice/fraud success"
