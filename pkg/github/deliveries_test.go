@@ -210,6 +210,13 @@ func TestForget(t *testing.T) {
 	}
 }
 
+// robot is the account that a token belongs to.
+type robot int64
+
+func (r robot) IsSelf(_, _ string, id int64) bool { return id == int64(r) }
+
+func (robot) IsApp(int64) bool { return false }
+
 // TestIntakeTells: events that command nothing say where something happened and where repositories are.
 func TestIntakeTells(t *testing.T) {
 	at := `"repository":{"id":7,"name":"fraud-model","owner":{"login":"acme"}},"installation":{"id":3},"sender":{"login":"alice","id":77,"type":"User"}`
@@ -239,6 +246,7 @@ func TestIntakeTells(t *testing.T) {
 		"a deployment by an API":           {"deployment_status", `{"deployment":{"sha":"` + commit + `","task":"deploy"},"workflow_run":null,` + at + `}`, "learn 7; active 7 0 " + commit + "; "},
 		"a deployment of ours by a person": {"deployment_status", `{"deployment":{"sha":"` + commit + `","task":"sluice"},` + at + `}`, "learn 7; active 7 0 " + commit + "; "},
 		"our own deployment":               {"deployment_status", `{"deployment":{"sha":"` + commit + `","task":"sluice"},` + strings.Replace(at, `"User"`, `"Bot"`, 1) + `}`, "learn 7; "},
+		"our own deployment, with a token": {"deployment_status", `{"deployment":{"sha":"` + commit + `","task":"sluice"},` + strings.Replace(at, `77`, `78`, 1) + `}`, "learn 7; "},
 		"a deployment of no commit":        {"deployment_status", `{"deployment":{"sha":"../x","task":"deploy"},` + at + `}`, "learn 7; "},
 		"a push":                           {"push", `{"ref":"refs/heads/main",` + at + `}`, "learn 7; "},
 		"a push from a strange place":      {"push", `{"repository":{"id":7,"name":"a/b","owner":{"login":"acme"}}}`, ""},
@@ -256,6 +264,7 @@ func TestIntakeTells(t *testing.T) {
 			h, _ := intake(t, c)
 			in := h.(*github.Intake)
 			told := ""
+			in.Self = robot(78)
 			in.OnRepository = func(r chatops.Repository) {
 				if r != (chatops.Repository{ID: 7, Owner: "acme", Name: "fraud-model", Installation: 3}) {
 					t.Errorf("learnt %+v", r)

@@ -37,6 +37,15 @@ type Commands interface {
 	AcceptClosed(ctx context.Context, c chatops.Closed) (chatops.Receipt, error)
 }
 
+// Self says who Sluice is on GitHub; *Client does. It must answer at once.
+type Self interface {
+	// IsSelf says whether an account of that login, type and id is ours. An account that is not known yet
+	// has not written anything since the start.
+	IsSelf(login, kind string, id int64) bool
+	// IsApp says whether the App of that id is ours.
+	IsApp(id int64) bool
+}
+
 // Events takes GitHub's events, by whatever way they came: Intake is handed them,
 // Poller fetches them. It passes on comments with commands, buttons of check runs
 // and pull requests that are closed; tells of pull requests on which something
@@ -46,12 +55,17 @@ type Events struct {
 	commands Commands
 	log      *slog.Logger
 
+	// Self, if set, says who we are; else nothing on GitHub is taken for ours.
+	Self Self
 	// OnRepository is told where a repository is.
 	OnRepository func(chatops.Repository)
 	// OnInstallation is told that an installation of the App is gone, suspended or has other rights than before.
 	OnInstallation func(installation int64)
-	// OnTouched is told of a pull request where somebody edited or deleted a report.
+	// OnTouched is told of a pull request where somebody else edited or deleted a report of ours.
 	OnTouched func(repository int64, number int)
+	// OnRerun is told of a check run of ours, by its commit and endpoint, that somebody wants to run again: GitHub waits
+	// until it is written anew. Whoever may write to the repository can bring this about as often as they like.
+	OnRerun func(repository int64, commit string, endpoint rollout.Key)
 	// OnActivity is told of a pull request that was opened or pushed to, or where a workflow or a deployment
 	// came to an end. Without a number it is about the pull requests of the commit. Anyone who may open
 	// pull requests can bring this about as often as they like.
@@ -89,7 +103,8 @@ func weigh(event, action string) weight {
 			return tells
 		}
 	case "check_run":
-		if action == "requested_action" {
+		switch action {
+		case "requested_action", "rerequested":
 			return commands
 		}
 	case "pull_request":
@@ -226,7 +241,7 @@ func (ev *Events) comment(ctx context.Context, delivery string, body []byte) (in
 		return refusal(http.StatusBadRequest, "the body is not an issue_comment event")
 	}
 	ev.learn(e.Repository, e.Installation.ID)
-	if e.touched() && ev.OnTouched != nil {
+	if ev.OnTouched != nil && ev.touched(&e) {
 		ev.OnTouched(e.Repository.ID, e.Issue.Number)
 		return http.StatusAccepted, Answer{Status: "seen", Message: "a report is looked at again"}
 	}
@@ -269,9 +284,15 @@ func (e *commentEvent) comment() (chatops.Comment, string) {
 	}, ""
 }
 
-// touched says whether somebody edited or deleted one of our reports.
-func (e *commentEvent) touched() bool {
-	if e.Action != "edited" && e.Action != "deleted" || e.Sender.Type == "Bot" {
+// ours says whether the account is our own.
+func (ev *Events) ours(a account) bool {
+	return ev.Self != nil && ev.Self.IsSelf(a.Login, a.Type, a.ID)
+}
+
+// touched says whether somebody else edited or deleted one of our reports. GitHub tells of our own edits too, and a
+// token's are a user's; and a comment that only looks like a report is anybody's.
+func (ev *Events) touched(e *commentEvent) bool {
+	if e.Action != "edited" && e.Action != "deleted" || e.Sender.Type == "Bot" || ev.ours(e.Sender) || !ev.ours(e.Comment.User) {
 		return false
 	}
 	was := e.Changes.Body.From
@@ -327,9 +348,10 @@ type pullEvent struct {
 	Action          string
 	RequestedAction struct{ Identifier string } `json:"requested_action"`
 	CheckRun        struct {
-		Head         string    `json:"head_sha"`
-		External     string    `json:"external_id"`
-		Completed    string    `json:"completed_at"`
+		Head         string `json:"head_sha"`
+		External     string `json:"external_id"`
+		Completed    string `json:"completed_at"`
+		App          struct{ ID int64 }
 		PullRequests pullsOfIt `json:"pull_requests"`
 	} `json:"check_run"`
 	PullRequest struct {
@@ -362,14 +384,14 @@ var (
 	deliveryPattern = regexp.MustCompile(`^[0-9A-Za-z][-0-9A-Za-z]{0,62}[0-9A-Za-z]$`)
 )
 
-// checkRun takes a button of one of our check runs.
+// checkRun takes a button of one of our check runs, and the wish to run one again.
 func (ev *Events) checkRun(ctx context.Context, delivery string, body []byte) (int, Answer) {
 	// Which event it is decides what else it must have.
 	var kind struct{ Action string }
 	if err := json.Unmarshal(body, &kind); err != nil {
 		return refusal(http.StatusBadRequest, "the body is not a check_run event")
 	}
-	if kind.Action != "requested_action" {
+	if kind.Action != "requested_action" && kind.Action != "rerequested" {
 		return ignored("only buttons of check runs are acted on")
 	}
 	var e pullEvent
@@ -381,6 +403,8 @@ func (ev *Events) checkRun(ctx context.Context, delivery string, body []byte) (i
 	switch {
 	case len(parts) != 3 || cluster.ValidateKey(rollout.Key{Namespace: parts[0], Name: parts[1]}) != nil:
 		return ignored("the check run is not Sluice's")
+	case e.Action == "rerequested":
+		return ev.rerun(&e, rollout.Key{Namespace: parts[0], Name: parts[1]})
 	case e.Sender.Type != "User" || !e.named():
 		return ignored("only people's buttons are acted on")
 	case !commitPattern.MatchString(e.CheckRun.Head) || !deliveryPattern.MatchString(delivery):
@@ -398,6 +422,15 @@ func (ev *Events) checkRun(ctx context.Context, delivery string, body []byte) (i
 		}
 	}
 	return ev.record(ctx, delivery, "button", b.Repository, func(ctx context.Context) (chatops.Receipt, error) { return ev.commands.AcceptButton(ctx, b) })
+}
+
+// rerun takes the wish to run a check of that endpoint again. GitHub tells only its App; another's external id may look like ours.
+func (ev *Events) rerun(e *pullEvent, endpoint rollout.Key) (int, Answer) {
+	if ev.OnRerun == nil || ev.Self == nil || !ev.Self.IsApp(e.CheckRun.App.ID) || e.Repository.ID <= 0 || !commitPattern.MatchString(e.CheckRun.Head) {
+		return ignored("the check run is not Sluice's, or lacks its commit")
+	}
+	ev.OnRerun(e.Repository.ID, e.CheckRun.Head, endpoint)
+	return http.StatusAccepted, Answer{Status: "seen", Message: "the check is written anew"}
 }
 
 // pullRequest takes the end of a pull request, and tells of new commits of one.
@@ -457,7 +490,7 @@ func (ev *Events) activity(event string, body []byte) (int, Answer) {
 		return ignored("of a push, only where the repository is is of use")
 	case event == "workflow_run" && (e.Action != "completed" || e.WorkflowRun == nil):
 		return ignored("only workflow runs that ended are looked at")
-	case event == "deployment_status" && e.Deployment.Task == task && e.Sender.Type == "Bot":
+	case event == "deployment_status" && e.Deployment.Task == task && (e.Sender.Type == "Bot" || ev.ours(e.Sender)):
 		return ignored("the deployment is Sluice's own")
 	}
 	told := 0

@@ -520,6 +520,7 @@ func TestEventsAreGitHubs(t *testing.T) {
 	for name, body := range map[string][]byte{
 		"issue_comment$created":      githubtest.CommentEvent(comment()),
 		"check_run$requested_action": githubtest.ButtonEvent(button(), "models/fraud/pr-41-3f9c2ab"),
+		"check_run$rerequested":      githubtest.ButtonEvent(button(), "models/fraud/pr-41-3f9c2ab", githubtest.Rerequested),
 		"pull_request$closed":        githubtest.ClosedEvent(closed(true)),
 	} {
 		compiled, err := compiler.Compile("webhooks.json#/definitions/" + name)
@@ -622,37 +623,105 @@ func TestIntakeIgnoresOtherChecksAndPullRequests(t *testing.T) {
 	}
 }
 
-// TestIntakeSeesWhoTouchesReports: an edited or deleted report is looked at again.
-func TestIntakeSeesWhoTouchesReports(t *testing.T) {
-	mark := report.Mark{Namespace: "models", Endpoint: "fraud"}.String()
-	robot := map[string]any{"login": "sluice[bot]", "id": 5, "type": "Bot"}
+// TestIntakeTellsOfReruns: of our own App's check runs only, and it commands nothing.
+func TestIntakeTellsOfReruns(t *testing.T) {
+	run := func(e map[string]any) map[string]any { return e["check_run"].(map[string]any) }
+	app, ours := asApp(t, fake(t)), "models/fraud/pr-41-3f9c2ab"
 	for name, tc := range map[string]struct {
-		edit func(map[string]any)
-		want int
+		self     github.Self
+		external string
+		edit     func(map[string]any)
+		want     int
 	}{
-		"edited by somebody":  {func(e map[string]any) { e["action"] = "edited" }, 1},
-		"deleted by somebody": {func(e map[string]any) { e["action"] = "deleted" }, 1},
-		"its mark edited away": {func(e map[string]any) {
-			e["action"], e["changes"] = "edited", map[string]any{"body": map[string]any{"from": "x\n" + mark}}
-			e["comment"].(map[string]any)["body"] = "mine"
-		}, 1},
-		"edited by ourselves": {func(e map[string]any) { e["action"], e["sender"] = "edited", robot }, 0},
-		"another comment": {func(e map[string]any) {
-			e["action"] = "edited"
-			e["comment"].(map[string]any)["body"] = "mine"
-		}, 0},
+		"ours":              {app, ours, func(map[string]any) {}, 1},
+		"by a bot":          {app, ours, func(e map[string]any) { e["sender"] = map[string]any{"login": "x[bot]", "id": 5, "type": "Bot"} }, 1},
+		"another App's":     {app, ours, func(e map[string]any) { run(e)["app"] = map[string]any{"id": githubtest.AppID + 1} }, 0},
+		"nobody's":          {app, ours, func(e map[string]any) { run(e)["app"] = nil }, 0},
+		"another check":     {app, "lint", func(map[string]any) {}, 0},
+		"of no commit":      {app, ours, func(e map[string]any) { run(e)["head_sha"] = "main" }, 0},
+		"with a token":      {client(t, fake(t)), ours, func(e map[string]any) { run(e)["app"] = map[string]any{"id": 0} }, 0},
+		"as nobody we know": {nil, ours, func(map[string]any) {}, 0},
 	} {
-		h, _ := intake(t, &commands{})
-		n := 0
-		h.(*github.Intake).OnTouched = func(repository int64, number int) {
-			if n++; repository != comment().Repository.ID || number != comment().PullRequest {
-				t.Errorf("%s: told of %d, %d", name, repository, number)
+		c := &commands{}
+		h, _ := intake(t, c)
+		in, n := h.(*github.Intake), 0
+		in.Self = tc.self
+		in.OnRerun = func(repository int64, commit string, endpoint rollout.Key) {
+			if n++; repository != button().Repository.ID || commit != button().Head || endpoint != button().Endpoint {
+				t.Errorf("%s: told of %d, %s, %s", name, repository, commit, endpoint)
 			}
 		}
-		x := comment()
-		x.Body = "a report\n" + mark
-		if rec := post(h, delivery("issue_comment", githubtest.CommentEvent(x, tc.edit))); rec.Code != 202 || n != tc.want {
-			t.Errorf("%s: answered %d %s, told %d times", name, rec.Code, rec.Body, n)
+		rec := post(h, delivery("check_run", githubtest.ButtonEvent(button(), tc.external, githubtest.Rerequested, tc.edit)))
+		if rec.Code != 202 || n != tc.want || len(c.buttons) > 0 {
+			t.Errorf("%s: answered %d %s, told %d times, passed on %v", name, rec.Code, rec.Body, n, c.buttons)
+		}
+	}
+}
+
+// TestIntakeSeesWhoTouchesReports: a report of ours that somebody else edited or deleted is looked at again; our own
+// edits, which GitHub tells of as well, and what others write in the form of a report are not.
+func TestIntakeSeesWhoTouchesReports(t *testing.T) {
+	body := "a report\n" + report.Mark{Namespace: "models", Endpoint: "fraud"}.String()
+	gh := fake(t)
+	person := func(login string) map[string]any {
+		return map[string]any{"login": login, "id": gh.AccountID(login), "type": "User"}
+	}
+	bot := func(login string) map[string]any { return map[string]any{"login": login, "id": 5, "type": "Bot"} }
+	alice := person("alice")
+	for as, self := range map[string]struct {
+		client *github.Client
+		who    map[string]any
+	}{
+		"App": {asApp(t, gh), bot(githubtest.AppLogin)}, "token": {client(t, gh), person(githubtest.Robot)},
+	} {
+		at := repo
+		if as == "App" {
+			at.Installation = githubtest.Installation
+		}
+		if self.client.IsSelf("", "", 0) || self.client.IsSelf(self.who["login"].(string), "User", 0) {
+			t.Errorf("%s: anybody is ourselves before GitHub was asked", as)
+		}
+		if _, err := self.client.FindComment(t.Context(), at, 41, 0, rollout.Key{Namespace: "models", Name: "fraud"}); err != nil { // it knows who it is then
+			t.Fatal(err)
+		}
+		for name, tc := range map[string]struct {
+			action         string
+			author, sender map[string]any
+			body, from     string
+			want           int
+		}{
+			"edited by somebody":                 {"edited", self.who, alice, body, "", 1},
+			"deleted by somebody":                {"deleted", self.who, alice, body, "", 1},
+			"its mark edited away":               {"edited", self.who, alice, "mine", body, 1},
+			"edited by ourselves":                {"edited", self.who, self.who, body, body, 0},
+			"deleted by ourselves":               {"deleted", self.who, self.who, body, "", 0},
+			"edited by another bot":              {"edited", self.who, bot("lint[bot]"), body, "", 0},
+			"another comment of ours":            {"edited", self.who, alice, "mine", "", 0},
+			"somebody's own in the same form":    {"edited", alice, alice, body, "", 0},
+			"somebody's own, deleted by another": {"deleted", alice, person("bob"), body, "", 0},
+			"one that is called as we are":       {"edited", map[string]any{"login": githubtest.Robot, "id": 6, "type": "User"}, alice, body, "", 0},
+			"an App's user that is called so":    {"edited", map[string]any{"login": githubtest.AppLogin, "id": 6, "type": "User"}, alice, body, "", 0},
+		} {
+			h, _ := intake(t, &commands{})
+			in, n := h.(*github.Intake), 0
+			in.Self = self.client
+			in.OnTouched = func(repository int64, number int) {
+				if n++; repository != comment().Repository.ID || number != comment().PullRequest {
+					t.Errorf("%s, %s: told of %d, %d", as, name, repository, number)
+				}
+			}
+			x := comment()
+			x.Body = tc.body
+			rec := post(h, delivery("issue_comment", githubtest.CommentEvent(x, func(e map[string]any) {
+				e["action"], e["sender"] = tc.action, tc.sender
+				e["comment"].(map[string]any)["user"] = tc.author
+				if tc.from != "" {
+					e["changes"] = map[string]any{"body": map[string]any{"from": tc.from}}
+				}
+			})))
+			if rec.Code != 202 || n != tc.want {
+				t.Errorf("%s, %s: answered %d %s, told %d times", as, name, rec.Code, rec.Body, n)
+			}
 		}
 	}
 }

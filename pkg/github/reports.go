@@ -18,7 +18,10 @@ import (
 	"github.com/sluice-dev/sluice/rollout"
 )
 
-var _ report.GitHub = (*Client)(nil)
+var (
+	_ report.GitHub = (*Client)(nil)
+	_ Self          = (*Client)(nil)
+)
 
 // Bounds of what is looked through.
 const (
@@ -36,6 +39,9 @@ const task = "sluice"
 
 // App says whether the client acts as a GitHub App, which alone may write check runs.
 func (c *Client) App() bool { return c.token == nil }
+
+// IsApp implements Self.
+func (c *Client) IsApp(id int64) bool { return c.App() && id == c.o.AppID }
 
 type known struct {
 	repo  chatops.Repository
@@ -176,11 +182,20 @@ type self struct {
 	id    int64  // of a token's user
 }
 
-func (s self) is(u *github.User) bool {
+func (s self) is(u *github.User) bool { return s.account(u.GetLogin(), u.GetType(), u.GetID()) }
+
+func (s self) account(login, kind string, id int64) bool {
 	if s.login != "" {
-		return strings.EqualFold(u.GetLogin(), s.login) && u.GetType() == "Bot"
+		return strings.EqualFold(login, s.login) && kind == "Bot"
 	}
-	return s.id != 0 && u.GetID() == s.id
+	return s.id != 0 && id == s.id
+}
+
+// IsSelf implements Self with what GitHub said before the first report was written; it does not ask.
+func (c *Client) IsSelf(login, kind string, id int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.me.account(login, kind, id)
 }
 
 func (c *Client) whoami(ctx context.Context) (self, error) {

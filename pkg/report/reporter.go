@@ -79,6 +79,8 @@ const (
 	firstWait   = 2 * time.Second
 	longestWait = 2 * time.Minute
 	refusedWait = 10 * time.Minute
+	// maxRenewals bounds those that wait for the next look.
+	maxRenewals = 1000
 )
 
 // Reporter shows endpoints on their pull requests. It looks at what is, not at
@@ -92,6 +94,14 @@ type Reporter struct {
 	due   map[rollout.Key]time.Time
 	wake  chan struct{}
 	slots map[place]*slot
+	renew map[renewal]bool
+}
+
+// renewal of a check is asked for.
+type renewal struct {
+	key        rollout.Key
+	repository int64
+	commit     string
 }
 
 // place is one comment.
@@ -110,6 +120,8 @@ type slot struct {
 	claimed bool // by this process
 	comment int64
 	body    string
+	// written is the body that this process wrote last: another one is somebody else's.
+	written string
 	sent    string
 	pieces  map[string]sentPiece
 	edited  time.Time
@@ -119,6 +131,8 @@ type slot struct {
 	refused bool
 	// commits of the versions that it shows.
 	commits []string
+	// renew are the versions whose checks are to be written though nothing changed.
+	renew map[string]bool
 	// recheck is when to look again because of Notice, if that is to be; noticed, when that was done last.
 	recheck, noticed time.Time
 }
@@ -145,21 +159,12 @@ func NewReporter(o Config) *Reporter {
 	if o.Settle == 0 {
 		o.Settle = 500 * time.Millisecond
 	}
-	return &Reporter{o: o, log: o.Logger, due: map[rollout.Key]time.Time{}, wake: make(chan struct{}, 1), slots: map[place]*slot{}}
+	return &Reporter{o: o, log: o.Logger, due: map[rollout.Key]time.Time{}, wake: make(chan struct{}, 1), slots: map[place]*slot{}, renew: map[renewal]bool{}}
 }
 
-// Look again at what a pull request shows: somebody may have changed it there.
-func (r *Reporter) Look(repository int64, number int) {
-	r.mu.Lock()
-	for p, s := range r.slots {
-		if p.Repository == repository && p.Number == number {
-			s.loaded = false
-			r.due[p.key] = time.Now()
-		}
-	}
-	r.mu.Unlock()
-	r.tell()
-}
+// Look again at what a pull request shows: somebody may have changed it there. It is bounded as Notice is, so that
+// no echo of what the reporter does makes it do more.
+func (r *Reporter) Look(repository int64, number int) { r.Notice(repository, number, "") }
 
 // Notice that something happened on a pull request, or without a number on those of a commit. It makes the
 // reporter look again at what it shows there, but for each comment no more often than Every, however often it is called.
@@ -180,6 +185,36 @@ func (r *Reporter) Notice(repository int64, number int, commit string) {
 	}
 	r.mu.Unlock()
 	r.tell()
+}
+
+// Renew makes the next look write the check run of a commit once more, though it says what it said before. GitHub waits for
+// that when somebody has it run again. And of the press of a button GitHub says no time: two presses are told apart by when
+// the check run was completed, so that one that was refused can be repeated only after this. It is written no sooner than a change of
+// state would be. Without an App there is no check run, and nothing is done. It returns at once.
+func (r *Reporter) Renew(repository int64, commit string, endpoint rollout.Key) {
+	if !r.o.GitHub.App() {
+		return
+	}
+	r.mu.Lock()
+	if len(r.renew) < maxRenewals {
+		r.renew[renewal{endpoint, repository, commit}] = true
+	}
+	r.mu.Unlock()
+	r.schedule(endpoint, 0)
+}
+
+// renewals of the endpoint that were asked for, which are taken by that. What none of its places has is dropped.
+func (r *Reporter) renewals(key rollout.Key) []renewal {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []renewal
+	for n := range r.renew {
+		if n.key == key {
+			out = append(out, n)
+			delete(r.renew, n)
+		}
+	}
+	return out
 }
 
 // rechecked takes note of a place's commits, and says whether Notice is waiting, and how long for.
@@ -288,11 +323,17 @@ func (r *Reporter) endpoint(ctx context.Context, key rollout.Key) time.Duration 
 	}
 	pulls := PullRequests(all[i])
 	r.forget(key, pulls)
+	renewals := r.renewals(key)
 	var again time.Duration
 	for _, p := range pulls {
 		at := place{key, p}
 		s := r.slot(at)
 		recheck := r.rechecked(s, commitsOf(all[i], p))
+		for _, v := range p.versions(all[i]) {
+			if slices.Contains(renewals, renewal{key, p.Repository, v.Source.Commit}) {
+				s.renew[v.Name] = true
+			}
+		}
 		wait, err := r.show(ctx, at, s, all[i], r.options(all, all[i]))
 		switch {
 		case ctx.Err() != nil:
@@ -337,7 +378,7 @@ func (r *Reporter) slot(at place) *slot {
 	defer r.mu.Unlock()
 	s := r.slots[at]
 	if s == nil {
-		s = &slot{pieces: map[string]sentPiece{}}
+		s = &slot{pieces: map[string]sentPiece{}, renew: map[string]bool{}}
 		r.slots[at] = s
 	}
 	return s
@@ -386,39 +427,39 @@ func (r *Reporter) show(ctx context.Context, at place, s *slot, e *rollout.Endpo
 	all := pieces(e, at.PullRequest, o)
 	sent := digestOf(all)
 	body := Comment(e, at.PullRequest, o, sent)
-	loaded := r.isLoaded(s)
-	if loaded && body == s.body && !s.refused {
+	if r.isLoaded(s) && body == s.body && !s.refused && len(s.renew) == 0 {
 		return 0, nil
-	}
-	changed := sent != s.sent
-	if loaded && !s.edited.IsZero() {
-		if wait := time.Until(s.edited.Add(r.gap(s, changed))); wait > 0 {
-			return wait, nil
-		}
 	}
 	repo, err := r.o.GitHub.Repository(ctx, at.Repository)
 	if err != nil {
 		return 0, err
 	}
-	if !loaded {
+	if !r.isLoaded(s) {
 		if err := r.load(ctx, at, s, repo); err != nil {
 			return 0, err
 		}
 		if s.comment != 0 && s.body == body {
-			s.sent, s.refused = sent, false
-			return 0, nil
+			s.sent, s.written, s.refused = sent, body, false
+			if len(s.renew) == 0 {
+				return 0, nil
+			}
 		}
 		if m, ok := MarkOf(s.body); s.comment != 0 && ok && m.Sent == sent {
 			s.sent = sent
 		}
 	}
+	// Looking costs little; whatever made it look, it writes no sooner than it may.
+	if wait := r.rest(s, sent); wait > 0 {
+		return wait, nil
+	}
 	s.edited = time.Now()
 	refused := false
-	if s.sent != sent || s.refused {
+	if s.sent != sent || s.refused || len(s.renew) > 0 {
 		s.changes++
 		if refused, err = r.send(ctx, repo, s, all); err != nil {
 			return 0, err
 		}
+		clear(s.renew)
 	}
 	if err := r.comment(ctx, at, s, repo, body); err != nil {
 		return 0, err
@@ -428,6 +469,14 @@ func (r *Reporter) show(ctx context.Context, at place, s *slot, e *rollout.Endpo
 		return refusedWait, nil
 	}
 	return 0, nil
+}
+
+// rest is how long the comment is still to stay as it is. What somebody changed there is made good as soon as a change of state is shown.
+func (r *Reporter) rest(s *slot, sent string) time.Duration {
+	if s.edited.IsZero() {
+		return 0
+	}
+	return time.Until(s.edited.Add(r.gap(s, sent != s.sent || s.body != s.written || len(s.renew) > 0)))
 }
 
 func (r *Reporter) isLoaded(s *slot) bool {
@@ -493,7 +542,7 @@ func (r *Reporter) send(ctx context.Context, repo chatops.Repository, s *slot, a
 	kept := map[string]sentPiece{}
 	for _, p := range all {
 		was := s.pieces[p.version]
-		if was.digest == p.digest() {
+		if was.digest == p.digest() && !s.renew[p.version] {
 			kept[p.version] = was
 			continue
 		}
@@ -567,7 +616,7 @@ func (r *Reporter) comment(ctx context.Context, at place, s *slot, repo chatops.
 	if id != s.comment {
 		r.remember(ctx, at, id)
 	}
-	s.comment, s.body = id, body
+	s.comment, s.body, s.written = id, body, body
 	return nil
 }
 

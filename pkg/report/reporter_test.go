@@ -489,6 +489,89 @@ func TestNotice(t *testing.T) {
 	}
 }
 
+// TestEchoes: whatever makes it look, such as GitHub's word of its own edits, it edits no more often than it may.
+func TestEchoes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, false)
+	w.c.Every, w.c.Gap = 400*time.Millisecond, 100*time.Millisecond
+	l := newLife(t, fraud).treatment(ten).rollout(1, ten, rollout.ReasonStepRunning, "60 of 100 requests", "undecided")
+	w.put(l)
+	w.start()
+	w.shows(fraud, report.StateRunning, treated)
+	w.settled()
+	edits := func() int { return w.gh.CountCalls(http.MethodPatch, "/issues/comments/") }
+	was, began := edits(), time.Now()
+	for n := 0; time.Since(began) < 2*time.Second; n++ {
+		l.e.Status.Rollout.Evidence[0].Requests = fmt.Sprint(1190 + n)
+		w.put(l)
+		w.r.Look(repoID, pull)
+		time.Sleep(10 * time.Millisecond)
+	}
+	if n, most := edits()-was, 1+int(time.Since(began)/w.c.Every); n < 2 || n > most {
+		t.Errorf("%d edits in %s, want 2 to %d", n, time.Since(began), most)
+	}
+	// Who deletes it again and again gets another as seldom as that.
+	made := func() int { return w.gh.CountCalls(http.MethodPost, "/comments") }
+	was, began = made(), time.Now()
+	for time.Since(began) < 2*time.Second {
+		for _, c := range w.gh.Comments(repoName, pull) {
+			w.gh.EditComment(repoName, c.ID, "")
+		}
+		w.r.Look(repoID, pull)
+		time.Sleep(10 * time.Millisecond)
+	}
+	if n, most := made()-was, 1+int(time.Since(began)/w.c.Every); n < 1 || n > most {
+		t.Errorf("%d more comments in %s, want 1 to %d", n, time.Since(began), most)
+	}
+}
+
+// TestRenew: a check is written once more though it says the same, for the commit that was asked for and no other, and no
+// more often than changes of state are.
+func TestRenew(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, true)
+	w.c.Gap = 400 * time.Millisecond
+	other := rollout.Key{Namespace: "models", Name: "spam"}
+	w.put(newLife(t, fraud).treatment(ten).rollout(1, ten, rollout.ReasonStepRunning, "60 of 100 requests", "undecided"))
+	w.put(newLife(t, other).joined())
+	w.start()
+	comment := w.shows(fraud, report.StateRunning, treated)
+	w.shows(other, report.StateJoined, treated)
+	check := func(name string) githubtest.CheckRun {
+		all := w.gh.CheckRuns(repoName)
+		return all[slices.IndexFunc(all, func(c githubtest.CheckRun) bool { return c.Name == name })]
+	}
+	first, spam := check("sluice/fraud"), check("sluice/spam")
+	w.until("the clock's second is another", func() bool { return time.Now().UTC().Format(time.RFC3339) != first.Completed })
+	w.gh.Requeue(repoName, first.ID)
+	w.r.Renew(repoID, commit(2), fraud)
+	w.until("the check is as it was", func() bool { return check("sluice/fraud").Status == "completed" })
+	if got := check("sluice/fraud"); got.ID != first.ID || got.Conclusion != first.Conclusion || got.Completed == first.Completed || !slices.Equal(got.Actions, first.Actions) {
+		t.Errorf("the check is %+v, and was %+v", got, first)
+	}
+	was, began := check("sluice/fraud").Updates, time.Now()
+	for time.Since(began) < time.Second {
+		w.r.Renew(repoID, commit(2), fraud)
+		w.r.Renew(repoID+1, commit(2), other)
+		w.r.Renew(repoID, commit(9), other)
+		w.r.Renew(repoID, commit(2), rollout.Key{Namespace: "models", Name: "nobody"})
+		time.Sleep(time.Millisecond)
+	}
+	if n, most := check("sluice/fraud").Updates-was, 1+int(time.Since(began)/w.c.Gap); n < 1 || n > most {
+		t.Errorf("written %d times in %s, want 1 to %d", n, time.Since(began), most)
+	}
+	want(t, "another endpoint's check", check("sluice/spam"), spam)
+	want(t, "the comment", w.gh.Comments(repoName, pull)[0].Body, comment.Body)
+	want(t, "deployments", w.deployments(), []string{"models/fraud 0002 in_progress", "models/spam 0002 queued"})
+
+	// Asked for while a process begins, it is done when that knows the pull request.
+	w.stop()
+	w.gh.Requeue(repoName, first.ID)
+	w.start()
+	w.r.Renew(repoID, commit(2), fraud)
+	w.until("the check is as it was", func() bool { return check("sluice/fraud").Status == "completed" })
+}
+
 func TestTwoEndpointsOnOnePullRequest(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, true)

@@ -196,6 +196,15 @@ func Run(ctx context.Context, o Options) (err error) {
 	if has(RoleGitHub) {
 		c := o.Commands
 		c.Store, c.Journal, c.GitHub, c.Logger, c.Grace = o.Store, o.Journal, o.GitHub, o.Logger, o.Grace
+		if rc := o.Reports; rc.GitHub != nil {
+			rc.Store, rc.Journal, rc.Logger = o.Store, o.Journal, o.Logger
+			rc.Prefix, rc.OnMerge = c.PrefixOnly, report.OnMergeText(string(c.OnMerge))
+			rc.Permissions = c.Permissions != nil
+			if rc.Pictures != nil {
+				router.PathPrefix(report.PicturePath).Handler(rc.Pictures.Handler(o.Store))
+			}
+			reports = report.NewReporter(rc)
+		}
 		commands = chatops.New(c)
 		events = github.NewEvents(commands, o.Logger)
 		if o.Intake != IntakePoll {
@@ -209,15 +218,11 @@ func Run(ctx context.Context, o Options) (err error) {
 		}); ok {
 			events.OnRepository, events.OnInstallation = l.Learn, l.Forget
 		}
-		if rc := o.Reports; rc.GitHub != nil {
-			rc.Store, rc.Journal, rc.Logger = o.Store, o.Journal, o.Logger
-			rc.Prefix, rc.OnMerge = c.PrefixOnly, report.OnMergeText(string(c.OnMerge))
-			rc.Permissions = c.Permissions != nil
-			if rc.Pictures != nil {
-				router.PathPrefix(report.PicturePath).Handler(rc.Pictures.Handler(o.Store))
+		if reports != nil {
+			events.OnTouched, events.OnActivity, events.OnRerun = reports.Look, reports.Notice, reports.Renew
+			if me, ok := o.Reports.GitHub.(github.Self); ok {
+				events.Self = me
 			}
-			reports = report.NewReporter(rc)
-			events.OnTouched, events.OnActivity = reports.Look, reports.Notice
 		}
 	}
 

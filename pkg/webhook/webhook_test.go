@@ -344,6 +344,48 @@ func TestControlAlone(t *testing.T) {
 	}
 }
 
+// TestOwnEditsWithAToken: GitHub tells of the report's own edits too, and with a token as a user's; they cause no others.
+func TestOwnEditsWithAToken(t *testing.T) {
+	o, gh, store := full(t)
+	o.Reports = report.Config{GitHub: o.GitHub.(*github.Client), Every: 300 * time.Millisecond, Gap: time.Millisecond}
+	r := run(t, o)
+	gh.SetHook(r.url+"/webhooks/github", secret)
+	gh.Echo()
+	edits := func() int { return gh.CountCalls(http.MethodPatch, "/issues/comments/") }
+	looks := func() int { return gh.CountCalls(http.MethodGet, "/issues/comments/") }
+	until(t, "the report", func() bool { return len(gh.Comments("acme/fraud", 41)) == 1 })
+	began := time.Now()
+	for n := 1; time.Since(began) < 2*time.Second; n++ { // the numbers move all the time
+		e, err := store.Get(t.Context(), rollout.Key{Namespace: "models", Name: "fraud"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.Status.Versions = []rollout.VersionStatus{{Name: e.Spec.Versions[0].Name, State: rollout.StateReady, Replicas: n, ReadyReplicas: n}}
+		if _, err := store.UpdateStatus(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if n, most := edits(), 2+int(time.Since(began)/o.Reports.Every); n < 2 || n > most {
+		t.Errorf("%d edits in %s, want 2 to %d", n, time.Since(began), most)
+	}
+	if n := looks(); n > 0 {
+		t.Errorf("looked %d times at what it wrote itself", n)
+	}
+	until(t, "word of the edits", func() bool {
+		n := 0
+		for _, a := range gh.Attempts() {
+			if a.Code == http.StatusAccepted && a.Action == "edited" {
+				n++
+			}
+		}
+		return n == edits()
+	})
+	if err := r.stop(); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+}
+
 // TestLifeOfAPullRequest: signed events of a pull request's life, as an App.
 func TestLifeOfAPullRequest(t *testing.T) {
 	const name, treated = "acme/fraud", "pr-42-0000002"
@@ -417,6 +459,15 @@ func TestLifeOfAPullRequest(t *testing.T) {
 			pressed := chatops.Button{Repository: said.Repository, Sender: "alice", SenderID: gh.AccountID("alice"), Action: chatops.Resume, Head: fmt.Sprintf("%040x", 2)}
 			send("check_run", "guid-2", githubtest.ButtonEvent(pressed, "models/fraud/"+treated))
 			shows("gets 20 %")
+
+			for _, k := range gh.CheckRuns(name) {
+				gh.Requeue(name, k.ID)
+			}
+			if got := check(); got != "sluice/fraud " {
+				t.Errorf("the check is %q", got)
+			}
+			send("check_run", "guid-4", githubtest.ButtonEvent(pressed, "models/fraud/"+treated, githubtest.Rerequested))
+			until(t, "the check, run again", func() bool { return check() == "sluice/fraud neutral" })
 
 			gh.EditPullRequest(name, 42, func(pr *githubtest.PullRequest) { pr.State, pr.Merged = "closed", merged })
 			send("pull_request", "guid-3", githubtest.ClosedEvent(chatops.Closed{Repository: said.Repository, PullRequest: 42, Head: fmt.Sprintf("%040x", 2), Merged: merged, By: "alice", At: time.Now()}))

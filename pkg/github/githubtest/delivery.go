@@ -72,6 +72,12 @@ func ButtonEvent(b chatops.Button, external string, edit ...func(event map[strin
 	return encode(event, b.Repository, edit)
 }
 
+// Rerequested makes a ButtonEvent the one that GitHub sends when somebody wants the check to run again.
+func Rerequested(event map[string]any) {
+	event["action"] = "rerequested"
+	delete(event, "requested_action")
+}
+
 // ClosedEvent is the pull_request event that GitHub sends when a pull request is merged or closed.
 func ClosedEvent(c chatops.Closed, edit ...func(event map[string]any)) []byte {
 	const base = "https://api.github.example"

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/gorilla/mux"
+
+	"github.com/sluice-dev/sluice/pkg/chatops"
 )
 
 // HookID of the one webhook that each repository has; its deliveries are the App's.
@@ -87,6 +89,29 @@ func (s *Server) Attempts() []Attempt {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.hook.attempts)
+}
+
+// Echo makes the webhook tell of comments that come by the API from now on, too, as GitHub does.
+func (s *Server) Echo() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.echo = true
+}
+
+// tellOf what a request did to a comment.
+func (s *Server) tellOf(r *http.Request, action string, repo *repository, number int, c Comment, edit ...func(event map[string]any)) {
+	if !s.echo {
+		return
+	}
+	at := chatops.Repository{ID: repo.id, Owner: repo.owner, Name: repo.name}
+	if isApp(r) {
+		at.Installation = Installation
+	}
+	body := CommentEvent(chatops.Comment{ID: c.ID, Repository: at, PullRequest: number, Author: c.Author, AuthorID: s.account(c.Author), Body: c.Body, CreatedAt: time.Now()},
+		append(edit, func(e map[string]any) {
+			e["action"], e["sender"] = action, user(s.URL, s.writer(r), s.account(s.writer(r)))
+		})...)
+	s.hook.sending.Go(func() { s.Deliver("issue_comment", body) })
 }
 
 func (s *Server) event(event string, body []byte) Attempt {

@@ -31,8 +31,9 @@ type CheckRun struct {
 	Status, Conclusion, Title, Summary string
 	Actions                            []string // identifiers
 	Annotations                        []string // PATH:LINE
-	// Updates since it was made.
-	Updates int
+	// Updates since it was made, and when it was completed as the last of them said.
+	Updates   int
+	Completed string
 }
 
 // CommitStatus of the fake.
@@ -279,6 +280,7 @@ func (s *Server) oneComment(w http.ResponseWriter, r *http.Request) {
 	c := &repo.comments[number][i]
 	switch r.Method {
 	case http.MethodDelete:
+		s.tellOf(r, "deleted", repo, number, *c)
 		repo.comments[number] = slices.Delete(repo.comments[number], i, i+1)
 		w.WriteHeader(http.StatusNoContent)
 		return
@@ -292,9 +294,22 @@ func (s *Server) oneComment(w http.ResponseWriter, r *http.Request) {
 		if c.Author != s.writer(r) {
 			s.t.Errorf("%s edits a comment of %s", s.writer(r), c.Author)
 		}
+		was := c.Body
 		c.Body = in.Body
+		s.tellOf(r, "edited", repo, number, *c, func(e map[string]any) { e["changes"] = map[string]any{"body": map[string]any{"from": was}} })
 	}
 	answer(w, http.StatusOK, s.commentObject(repo, number, *c))
+}
+
+// Requeue a check run as GitHub does when somebody wants it to run again.
+func (s *Server) Requeue(repo string, id int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.repo(repo).checks {
+		if c.ID == id {
+			c.Status, c.Conclusion = "queued", ""
+		}
+	}
 }
 
 func (s *Server) checkObject(repo *repository, c *CheckRun) map[string]any {
@@ -329,6 +344,7 @@ func (s *Server) writeCheck(w http.ResponseWriter, r *http.Request) {
 		External   string `json:"external_id"`
 		Status     string
 		Conclusion string
+		Completed  string `json:"completed_at"`
 		Output     struct {
 			Title, Summary string
 			Annotations    []struct {
@@ -358,6 +374,7 @@ func (s *Server) writeCheck(w http.ResponseWriter, r *http.Request) {
 		c = &CheckRun{ID: s.nextID, Head: in.Head}
 		repo.checks = append(repo.checks, c)
 	}
+	c.Completed = in.Completed
 	c.Name, c.External, c.Status, c.Conclusion, c.Title, c.Summary = in.Name, in.External, in.Status, in.Conclusion, in.Output.Title, in.Output.Summary
 	if c.Conclusion != "" {
 		c.Status = "completed"

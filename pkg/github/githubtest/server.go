@@ -42,6 +42,7 @@ type Server struct {
 	nextID   int64
 	tokens   map[string]bool // of installations
 	hook     hook
+	echo     bool
 	teams    map[string]bool // org/slug/login
 }
 
@@ -460,6 +461,7 @@ func (s *Server) createComment(w http.ResponseWriter, r *http.Request) {
 	s.nextID++
 	c := Comment{ID: s.nextID, Body: in.Body, Author: s.writer(r)}
 	repo.comments[number] = append(repo.comments[number], c)
+	s.tellOf(r, "created", repo, number, c)
 	answer(w, http.StatusCreated, s.commentObject(repo, number, c))
 }
 
