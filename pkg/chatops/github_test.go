@@ -1,6 +1,7 @@
 package chatops_test
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -16,6 +17,33 @@ func (w *world) button(delivery, sender string, verb chatops.Verb, head string) 
 	return chatops.Button{
 		Digest: delivery, Repository: chatops.Repository{ID: repoID, Owner: "acme", Name: "fraud-model"},
 		Sender: sender, SenderID: w.gh.AccountID(sender), Action: verb, Head: head, Endpoint: fraud,
+	}
+}
+
+// After a refused press the check run is written once more, so that the next press is another one.
+func TestPressedAgain(t *testing.T) {
+	t.Parallel()
+	renewed := make(chan string, 9)
+	w := newWorld(t, func(w *world) {
+		w.options.Renew = func(repository int64, commit string, endpoint rollout.Key) {
+			renewed <- fmt.Sprint(repository, commit, endpoint)
+		}
+	})
+	w.gh.AddFault(githubtest.Fault{Path: "/permission", Status: 500, Times: 3})
+	wantEnd(t, w.press("one", "alice", chatops.Promote, commit(2)), cluster.EntryRefused, rollout.ReasonDenied)
+	select {
+	case got := <-renewed:
+		if want := fmt.Sprint(int64(repoID), commit(2), fraud); got != want {
+			t.Errorf("renewed %s, want %s", got, want)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("not renewed")
+	}
+	w.gh.ClearFaults()
+	wantEnd(t, w.press("two", "alice", chatops.Promote, commit(2)), cluster.EntryDone, rollout.ReasonRequested)
+	time.Sleep(100 * time.Millisecond)
+	if n := len(renewed); n != 0 {
+		t.Errorf("renewed %d times after what was done", n)
 	}
 }
 

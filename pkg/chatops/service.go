@@ -45,6 +45,9 @@ type Options struct {
 	Overlap time.Duration
 	// Sweep is how often the journal is looked through for what no process sees through, and how long that is let do it; 1 min unless set.
 	Sweep time.Duration
+	// Renew has the check run of a commit written once more after a press of one of its buttons was refused: GitHub does not say
+	// when a button was pressed, so that until then a second press cannot be told from the first told of again.
+	Renew func(repository int64, commit string, endpoint rollout.Key)
 	// Now is time.Now unless set.
 	Now func() time.Time
 	// Queue bounds the comments that are accepted and not carried out yet; 4096 unless set.
@@ -565,6 +568,9 @@ func (s *Service) command(ctx context.Context, j job, t task, ask *authority) Re
 	if c.head != "" { // of a button, the check run and the comment tell what it did
 		if o.state == cluster.EntryRefused {
 			s.replyTo(c, render(t.name, t.text, c, o), doubt)
+			if s.o.Renew != nil {
+				s.o.Renew(c.Repository.ID, c.head, c.endpoint)
+			}
 		}
 		return ""
 	}

@@ -204,6 +204,7 @@ func Run(ctx context.Context, o Options) (err error) {
 				router.PathPrefix(report.PicturePath).Handler(rc.Pictures.Handler(o.Store))
 			}
 			reports = report.NewReporter(rc)
+			c.Renew = reports.Renew
 		}
 		commands = chatops.New(c)
 		events = github.NewEvents(commands, o.Logger)
