@@ -112,7 +112,7 @@ func New(config *rest.Config, o Options) (*Cluster, error) {
 	config.QPS, config.Burst = 50, 100
 	direct, err := client.NewWithWatch(config, client.Options{Scheme: scheme})
 	if err != nil {
-		return nil, fmt.Errorf("make client: %w", err)
+		return nil, unusable(err)
 	}
 	part, err := labels.NewRequirement(LabelPart, selection.Exists, nil)
 	if err != nil {
@@ -167,7 +167,7 @@ func New(config *rest.Config, o Options) (*Cluster, error) {
 	}
 	watched, err := cache.New(watching, co)
 	if err != nil {
-		return nil, fmt.Errorf("make cache: %w", err)
+		return nil, unreached(config.Host, err)
 	}
 	return &Cluster{options: o, log: o.Logger, config: config, client: strict(direct), cache: watched, synced: synced}, nil
 }

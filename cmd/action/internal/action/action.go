@@ -147,7 +147,9 @@ func start(ctx context.Context, args, env []string, stdout, stderr io.Writer, re
 	}
 	run.summary.took(time.Since(began))
 	if e := r.finish(run.summary.markdown()); e != nil {
-		r.annotate(nil, e.Error())
+		if err == nil || e.Error() != err.Error() { // which was told
+			r.annotate(map[string]string{"title": "Sluice: " + string(rollout.ReasonInternal)}, e.Error())
+		}
 		return exitFailed
 	}
 	if err != nil {
@@ -209,6 +211,7 @@ func (r *run) place() error {
 		return invalid(field, hint, "there is no directory %s in the workspace", filepath.ToSlash(at))
 	}
 	r.dir = dir
+	r.from.found(checkedOut(r.root, dir))
 	return nil
 }
 

@@ -368,12 +368,24 @@ func TestOutsideGitHub(t *testing.T) {
 func TestRunnerWithoutFiles(t *testing.T) {
 	w := newWorld(t)
 	out := w.step(push('a'), with("command", "package"), "GITHUB_OUTPUT=")
-	if out.code != exitFailed || !strings.Contains(out.log, "GITHUB_OUTPUT is not set") || out.stderr != "" {
+	if out.code != exitFailed || !strings.Contains(out.log, "GITHUB_OUTPUT is not set") || out.stderr != "" || len(out.annotationLines) != 1 {
 		t.Errorf("exit code %d:\n%s%s", out.code, out.log, out.stderr)
 	}
 	out = w.step(push('a'), with("command", "package"), "GITHUB_STEP_SUMMARY=/nowhere/at/all")
 	if out.code != 0 || !strings.Contains(out.log, "there is no job summary") {
 		t.Errorf("exit code %d:\n%s", out.code, out.log)
+	}
+	// Disks that are full.
+	if _, err := os.Stat("/dev/full"); err != nil {
+		t.Skip("no /dev/full")
+	}
+	out = w.step(push('a'), with("command", "package"), "GITHUB_STEP_SUMMARY=/dev/full")
+	if out.code != 0 || !strings.Contains(out.log, "there is no job summary") || out.stderr != "" {
+		t.Errorf("exit code %d:\n%s%s", out.code, out.log, out.stderr)
+	}
+	out = w.step(push('a'), with("command", "package"), "GITHUB_OUTPUT=/dev/full")
+	if out.code != exitFailed || len(out.annotationLines) != 1 || !strings.Contains(out.log, "write to the workflow by GITHUB_OUTPUT") || out.stderr != "" {
+		t.Errorf("exit code %d:\n%s%s", out.code, out.log, out.stderr)
 	}
 }
 
@@ -431,6 +443,9 @@ func TestUntrustedEvents(t *testing.T) {
 		e := push('a')
 		e.name = name
 		w.step(e, nil).refused(t, rollout.ReasonDenied)
+		w.step(e, with("command", "package")).refused(t, rollout.ReasonDenied)
+		e.commit = head
+		w.step(e, with("command", "package")).ok(t, statusPackaged)
 	}
 	// By hand, what is checked out is what is deployed.
 	e = push('a')
@@ -439,17 +454,69 @@ func TestUntrustedEvents(t *testing.T) {
 		t.Errorf("outputs %v", out.outputs)
 	}
 	git("pack-refs", "--all")
-	if got := checkedOut(w.workspace); got != head {
+	if got := checkedOut(w.workspace, filepath.Join(w.workspace, "model")); got != head {
 		t.Errorf("checked out is %q, by a packed reference", got)
 	}
 	git("checkout", "-q", "--detach")
-	if got := checkedOut(w.workspace); got != head {
+	if got := checkedOut(w.workspace, w.workspace); got != head {
 		t.Errorf("checked out is %q, detached", got)
 	}
 	w.write(".git/HEAD", "ref: ../../etc/passwd\n")
-	if got := checkedOut(w.workspace); got != "" {
+	if got := checkedOut(w.workspace, w.workspace); got != "" {
 		t.Errorf("checked out is %q", got)
 	}
+}
+
+// A job may check out several commits: what counts is the one that the project is in. What cannot be told is nobody's.
+func TestUntrustedEventsBelow(t *testing.T) {
+	w := newWorld(t)
+	w.write("pr/sluice.yaml", manifest, "pr/score.py", "def init(): pass\n", "pr/model/w", "w", "pr/one.json", "{}")
+	commit := func(dir string) string {
+		t.Helper()
+		var head string
+		for _, args := range []string{"init -q -b main", "add sluice.yaml score.py model one.json", "commit -qm 1", "rev-parse HEAD"} {
+			c := exec.Command("git", append([]string{"-C", dir, "-c", "user.name=t", "-c", "user.email=t@t.example"}, strings.Fields(args)...)...)
+			out, err := c.CombinedOutput()
+			if err != nil {
+				t.Fatalf("git %q: %v: %s", args, err, out)
+			}
+			head = strings.TrimSpace(string(out))
+		}
+		return head
+	}
+	root, below := commit(w.workspace), commit(filepath.Join(w.workspace, "pr"))
+	event := push('a')
+	event.name, event.commit = "issue_comment", root
+	for _, command := range []string{"deploy", "package"} {
+		w.step(event, with("command", command, "directory", "pr")).refused(t, rollout.ReasonDenied)
+		w.step(event, with("command", command, "config", "pr/sluice.yaml")).refused(t, rollout.ReasonDenied)
+	}
+	w.step(event, with("command", "package")).ok(t, statusPackaged) // the event's own commit at the root
+	// With other events the workflow's author decides what it is about: the version has the name of what is in it.
+	if out := w.step(push('a'), with("directory", "pr")).ok(t, statusDeployed); out.outputs["version"] != "sha-"+below[:7] {
+		t.Errorf("outputs %v", out.outputs)
+	}
+	w.write("pr/.git/HEAD", "ref: refs/heads/nowhere\n")
+	w.step(event, with("directory", "pr")).refused(t, rollout.ReasonDenied)
+	if err := os.RemoveAll(filepath.Join(w.workspace, "pr/.git")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(w.workspace, ".git")); err != nil {
+		t.Fatal(err)
+	}
+	w.step(event, with("directory", "pr")).refused(t, rollout.ReasonDenied)
+}
+
+// What has no secrets pushes nothing, and nothing is pushed under the name of another commit.
+func TestPackageOfOthers(t *testing.T) {
+	w := newWorld(t)
+	out := w.step(pullRequest(5, 'a'), with("command", "package"), "GITHUB_ACTOR=dependabot[bot]")
+	if out.code != 0 || out.outputs["status"] != statusChecked || out.outputs["image"] != "" {
+		t.Errorf("exit code %d, %v\n%s", out.code, out.outputs, out.log)
+	}
+	e := pullRequest(5, 'a')
+	e.name = "pull_request_target"
+	w.step(e, with("command", "package")).refused(t, rollout.ReasonInvalid)
 }
 
 func TestDependabot(t *testing.T) {

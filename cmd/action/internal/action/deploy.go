@@ -67,28 +67,43 @@ func bundledRunner() (string, error) {
 	return file, nil
 }
 
+// trusted refuses to let what is checked out into a registry or a cluster where it may not be what the event is about.
+func (r *run) trusted() error {
+	switch {
+	case r.from.fork:
+	case r.from.event == "pull_request_target":
+		return invalid("command", "run it on: pull_request, which checks out what it names", "pull_request_target checks out the branch that the pull request is for: that would go out under the name of the pull request's commit")
+	case r.from.untrusted && r.from.elsewhere:
+		return &rollout.Error{
+			Reason: rollout.ReasonDenied, Field: "command", Message: fmt.Sprintf("what is checked out is not, or not for sure, the commit that %s is about: with this event it may be anybody's code, and the workflow has secrets", r.from.event),
+			Hint: "deploy on: pull_request or push, and let comments act on what is deployed",
+		}
+	}
+	return nil
+}
+
+// withoutSecrets tells whose workflows have none, or must not use them, and says so.
+func (r *run) withoutSecrets() bool {
+	switch {
+	case r.from.dependabot:
+		r.warn("Dependabot's workflows have no secrets: the project is packaged and checked, and goes nowhere.")
+	case r.from.fork:
+		r.warn("Pull request %d comes from a fork: its code is packaged and checked, and not deployed, because it is not trusted with the registry's and the cluster's credentials. Once a maintainer has merged it, or pushed its branch to this repository, the workflow deploys it.", r.from.pullRequest)
+	default:
+		return false
+	}
+	r.r.set("reason-code", string(rollout.ReasonFork))
+	return true
+}
+
 func (r *run) deploy(ctx context.Context) error {
 	if r.from.closed {
 		return invalid("command", "run it on: pull_request, types [opened, synchronize, reopened]; use promote or delete when one is closed", "pull request %d is closed: there is nothing to deploy", r.from.pullRequest)
 	}
-	switch {
-	case r.from.fork:
-	case r.from.event == "pull_request_target":
-		return invalid("command", "run it on: pull_request, which checks out what it names", "pull_request_target checks out the branch that the pull request is for: that would be deployed under the name of the pull request's commit")
-	case r.from.untrusted && r.from.elsewhere:
-		return &rollout.Error{
-			Reason: rollout.ReasonDenied, Field: "command", Message: fmt.Sprintf("what is checked out is not the commit that %s is about: with this event it may be anybody's code, and the workflow has secrets", r.from.event),
-			Hint: "deploy on: pull_request or push, and let comments act on what is deployed",
-		}
+	if err := r.trusted(); err != nil {
+		return err
 	}
-	if r.from.dependabot {
-		r.r.set("reason-code", string(rollout.ReasonFork))
-		r.warn("Dependabot's workflows have no secrets: the project is packaged and checked, and not deployed.")
-		return r.check(ctx, statusChecked)
-	}
-	if r.from.fork {
-		r.r.set("reason-code", string(rollout.ReasonFork))
-		r.warn("Pull request %d comes from a fork: its code is packaged and checked, and not deployed, because it is not trusted with the registry's and the cluster's credentials. Once a maintainer has merged it, or pushed its branch to this repository, the workflow deploys it.", r.from.pullRequest)
+	if r.withoutSecrets() {
 		return r.check(ctx, statusChecked)
 	}
 	if r.in.is("dry-run") {
@@ -500,11 +515,11 @@ func (r *run) plan(ctx context.Context) error {
 
 // packageOnly checks the project, and with a registry makes and pushes its image; it deploys nothing.
 func (r *run) packageOnly(ctx context.Context) error {
-	if r.from.fork || r.in.text["registry"] == "" || r.in.is("dry-run") {
-		if r.from.fork {
-			r.r.set("reason-code", string(rollout.ReasonFork))
-		}
+	if r.withoutSecrets() || r.in.text["registry"] == "" || r.in.is("dry-run") {
 		return r.check(ctx, statusChecked)
+	}
+	if err := r.trusted(); err != nil {
+		return err
 	}
 	shipper, err := r.shipper()
 	if err != nil {

@@ -247,8 +247,8 @@ func (w *world) step(e event, inputs []string, more ...string) result {
 		return &system{endpoints: cluster.Editing(w.store), keys: w.keys, logs: fakeLogs{}, namespace: ns}, nil
 	})
 	out.log, out.stderr = stdout.String(), stderr.String()
-	out.outputs = readOutputs(w.t, process.Getenv(env, "GITHUB_OUTPUT"))
-	if b, err := os.ReadFile(process.Getenv(env, "GITHUB_STEP_SUMMARY")); err == nil {
+	out.outputs = readOutputs(w.t, regular(process.Getenv(env, "GITHUB_OUTPUT")))
+	if b, err := os.ReadFile(regular(process.Getenv(env, "GITHUB_STEP_SUMMARY"))); err == nil {
 		out.summary = string(b)
 	}
 	for line := range strings.SplitSeq(out.log, "\n") {
@@ -257,6 +257,14 @@ func (w *world) step(e event, inputs []string, more ...string) result {
 		}
 	}
 	return out
+}
+
+// regular is the path if it is a file's: devices may be read without end.
+func regular(path string) string {
+	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
+		return ""
+	}
+	return path
 }
 
 type fakeLogs struct{}

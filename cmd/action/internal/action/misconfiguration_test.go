@@ -77,6 +77,9 @@ users: [{name: u, user: {exec: {apiVersion: client.authentication.k8s.io/v1, com
 		{name: "kubeconfig is no file", inputs: with("kubeconfig", "kube/config"), want: "there is no file kube/config in the workspace"},
 		{name: "kubeconfig is no kubeconfig", inputs: with("kubeconfig", "apiVersion: v1\nkind: [\n"), want: "it cannot be read"},
 		{name: "kubeconfig out of the container", env: []string{"KUBECONFIG=/home/runner/work/_temp/kubeconfig_1"}, want: "KUBECONFIG names /home/runner/work/_temp/kubeconfig_1, which is not there; use sluice-dev/sluice/action/composite"},
+		{name: "API server that is not there", inputs: with("kubeconfig", plain), want: "title=Sluice%3A unavailable::the cluster's API server https://127.0.0.1:1 cannot be reached: "},
+		{name: "API server that is none", inputs: with("kubeconfig", strings.Replace(plain, "https://127.0.0.1:1", "http://REGISTRY", 1)), want: "is no API server of Kubernetes"},
+		{name: "certificate that is none", inputs: with("kubeconfig", strings.Replace(plain, "token: verysecrettoken", "client-certificate-data: Zm9v, client-key-data: YmFy", 1)), want: "kubeconfig: it cannot be used: "},
 		{name: "no such context", inputs: with("kubeconfig", plain, "context", "prod"), want: `the kubeconfig has no context "prod"`},
 		{name: "kubeconfig with a program", inputs: with("kubeconfig", exec), want: `logs in by the program "kubelogin-that-is-not-here", which is not here; use sluice-dev/sluice/action/composite`},
 		{name: "new-default without delete", inputs: with("new-default", "a"), want: "new-default has no meaning for the command deploy"},
@@ -96,7 +99,7 @@ users: [{name: u, user: {exec: {apiVersion: client.authentication.k8s.io/v1, com
 				}
 			}
 			for i := range c.inputs {
-				c.inputs[i] = strings.Replace(c.inputs[i], "REGISTRY", w.registry, 1)
+				c.inputs[i] = strings.ReplaceAll(c.inputs[i], "REGISTRY", w.registry)
 			}
 			e := c.event
 			if e.name == "" {

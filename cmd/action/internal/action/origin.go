@@ -30,7 +30,7 @@ type origin struct {
 	runID     int64
 	// commit that a version is made from: a pull request's head, not what is checked out to test its merge.
 	commit string
-	// elsewhere: what is checked out is not the event's commit.
+	// elsewhere: what is checked out is not the event's commit, or it cannot be told what is.
 	elsewhere   bool
 	pullRequest int
 	// closed and merged are the pull request's.
@@ -70,9 +70,22 @@ type repository struct {
 // withSecrets are events whose workflows have secrets although somebody without rights may have caused them.
 var withSecrets = map[string]bool{"pull_request_target": true, "issue_comment": true, "workflow_run": true, "pull_request_review": true, "pull_request_review_comment": true, "issues": true, "discussion": true, "discussion_comment": true}
 
-// checkedOut is the commit that a work tree's HEAD names, or "" if that cannot be told: there is no git program in a container.
-func checkedOut(dir string) string {
-	git := filepath.Join(dir, ".git")
+// checkedOut is the commit that the HEAD of a directory's work tree names, or "" if that cannot be told: there is no git program in
+// a container. The work tree is the innermost one in the workspace: a job may check out several.
+func checkedOut(workspace, dir string) string {
+	for {
+		if _, err := os.Lstat(filepath.Join(dir, ".git")); err == nil {
+			return headOf(filepath.Join(dir, ".git"))
+		}
+		rel, err := filepath.Rel(workspace, dir)
+		if err != nil || !filepath.IsLocal(rel) || rel == "." {
+			return ""
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+func headOf(git string) string {
 	read := func(name string) string {
 		b, err := os.ReadFile(filepath.Join(git, filepath.FromSlash(name)))
 		if err != nil || len(b) > 1<<20 {
@@ -138,12 +151,6 @@ func findOrigin(a *githubactions.Action) (origin, error) {
 	o.untrusted = withSecrets[o.event]
 	switch {
 	case !pullRequestEvents[o.event]:
-		if head := checkedOut(o.workspace); head != "" && head != o.commit {
-			o.elsewhere = true
-			if !o.untrusted {
-				o.commit = head // such as a workflow that is told what to deploy
-			}
-		}
 		return o, nil
 	case pr == nil || pr.Number <= 0 || pr.Head.SHA == "":
 		return origin{}, invalid("GITHUB_EVENT_PATH", "leave GitHub's variables as the runner sets them", "the event %s brings no pull request", o.event)
@@ -158,6 +165,18 @@ func findOrigin(a *githubactions.Action) (origin, error) {
 	// A fork that is gone has no repository any more.
 	o.fork = pr.Head.Repo == nil || pr.Head.Repo.ID == 0 || pr.Head.Repo.ID != base
 	return o, nil
+}
+
+// found takes note of the commit that is checked out, "" if that cannot be told. A pull request's is the one that its event names:
+// what is checked out then may be a trial of its merge.
+func (o *origin) found(head string) {
+	switch {
+	case !o.onGitHub || pullRequestEvents[o.event]:
+	case o.untrusted:
+		o.elsewhere = head == "" || head != o.commit
+	case head != "":
+		o.commit = head // such as a workflow that is told what to deploy
+	}
 }
 
 // source of a version that is deployed from here.

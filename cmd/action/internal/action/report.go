@@ -103,7 +103,7 @@ func (r *report) finish(summary string) error {
 		case !r.onGitHub && value != "":
 			r.say("%s=%s", name, value)
 		case r.onGitHub && errs[0] == nil:
-			r.gh.SetOutput(name, value)
+			errs[0] = written("GITHUB_OUTPUT", func() { r.gh.SetOutput(name, value) })
 		}
 	}
 	if !r.onGitHub || summary == "" {
@@ -114,8 +114,21 @@ func (r *report) finish(summary string) error {
 		r.say("there is no job summary: %v", err)
 		return errors.Join(errs...)
 	}
-	r.gh.AddStepSummary(bounded(summary))
+	if err := written("GITHUB_STEP_SUMMARY", func() { r.gh.AddStepSummary(bounded(summary)) }); err != nil {
+		r.say("there is no job summary: %v", err)
+	}
 	return errors.Join(errs...)
+}
+
+// written is the failure of the library's writing to one of the runner's files, of which it panics.
+func written(variable string, write func()) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("write to the workflow by %s: %v", variable, p)
+		}
+	}()
+	write()
+	return nil
 }
 
 // maxSummary is below GitHub's 1 MiB a step, over which nothing is shown.
@@ -163,7 +176,7 @@ func (r *report) failed(err error, workspace, dir string) {
 			return
 		}
 		fields := map[string]string{"title": title(e)}
-		if at := places[e]; at != nil {
+		if at := places[e]; at != nil && !strings.HasPrefix(at.File, "--") { // which is an input's
 			fields["file"] = inWorkspace(workspace, dir, cmp.Or(r.renamed[at.File], at.File))
 			if at.Line > 0 {
 				fields["line"] = strconv.Itoa(at.Line)
