@@ -20,6 +20,9 @@ func brief(l Line) string {
 	if l.Verb == Traffic {
 		out = append(out, l.Percent.String())
 	}
+	if l.Sole != "" {
+		out = append(out, l.Sole+"=")
+	}
 	out = append(out, l.Names...)
 	if l.Reason != "" {
 		out = append(out, l.Reason)
@@ -86,6 +89,13 @@ func TestParse(t *testing.T) {
 		{"a list's lazy continuation", "- tested\n/promote", []string{"2 promote"}},
 		{"among all sorts of things", "1. Run\n   ```sh\n   x\n   ```\n2. Look\n    - at `it`\n\n/status\n\n<details><summary>log</summary>\n\n```\nx\n```\n\n</details>\n\n/plan\n\n" +
 			"<img src=x>\n\n> quoted\n\n- [ ] see <kbd>A</kbd>\n- [x] `<pre>`\n\n/promote\n<img src=y>", []string{"8 status", "18 plan", "27 promote"}},
+		{"names that say what they are of", "/promote endpoint=fraud\n/promote version=v1\n/promote VERSION=v1 Endpoint=models/fraud\n/traffic version=v1 20 fraud\n/promote v1 endpoint=fraud",
+			[]string{"1 promote endpoint= fraud", "2 promote version= v1", "3 promote models/fraud v1", "4 traffic 20 fraud v1", "5 promote fraud v1"}},
+		{"a single one for what concerns an endpoint", "/resume endpoint=fraud\n/hold endpoint=fraud", []string{"1 resume endpoint= fraud", "2 hold endpoint=fraud"}},
+		{"a share with a space", "/traffic 20 %\n/traffic 20 % fraud", []string{"1 traffic 20", "2 traffic 20 fraud"}},
+		{"what such names contradict", "/promote endpoint=a endpoint=a\n/promote a b version=c\n/promote a b endpoint=c\n/status version=a\n/help endpoint=a", slices.Repeat([]string{"refused invalid"}, 5)},
+		{"such names that are none", "/promote endpoint=\n/promote version=a/b\n/promote role=a\n/traffic 20% %\n/promote --endpoint a", slices.Repeat([]string{"refused invalid"}, 5)},
+		{"such a name for a share", "/traffic version=a", []string{"1 refused percent_invalid"}},
 		{"bad shares", "/traffic\n/traffic 101\n/traffic -1\n/traffic NaN\n/traffic 10.0001", slices.Repeat([]string{"refused percent_invalid"}, 5)},
 		{"trailing arguments", "/promote fraud v1 now\n/status fraud x\n/traffic 20 a b c\n/promote It's\n/resume a b", slices.Repeat([]string{"refused invalid"}, 5)},
 		{"names that are none", "/promote UPPER\n/promote fraud models/v1\n/promote a/b/c\n/promote -x\n/promote " + strings.Repeat("x", 33), slices.Repeat([]string{"refused invalid"}, 5)},
@@ -108,7 +118,7 @@ func TestParse(t *testing.T) {
 
 // TestRefusalsNameTheWayOut checks every refusal of the grammar.
 func TestRefusalsNameTheWayOut(t *testing.T) {
-	for _, body := range []string{"/traffic", "/traffic x", "/promote a b c", "/status a b", "/promote X", "/promote " + strings.Repeat("x", 300), strings.Repeat("/status\n", 6)} {
+	for _, body := range []string{"/traffic", "/traffic x", "/promote a b c", "/status a b", "/promote X", "/status version=a", "/promote endpoint=a endpoint=b", "/promote " + strings.Repeat("x", 300), strings.Repeat("/status\n", 6)} {
 		lines := Parse(body)
 		e := lines[len(lines)-1].Err
 		if e == nil || e.Reason == "" || e.Field == "" || e.Message == "" || e.Hint == "" {
@@ -151,7 +161,7 @@ func TestHugeBodies(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{
 		"/promote", "/Rollback fraud pr-1-abcdef0", "/traffic 12.5%", "/traffic 1e1 models/fraud", "/hold because `x`\n/resume", "> /promote\n/status",
-		"```\n/promote\n```", "<!--\n/promote\n-->", "a `\n/promote\n` b", "/traffic \x00\xff", "/status\r/status\r\n/status", strings.Repeat("/status\n", 8),
+		"```\n/promote\n```", "<!--\n/promote\n-->", "a `\n/promote\n` b", "/traffic \x00\xff", "/traffic 20 % version=a endpoint=b/c", "/promote version=x", "/plan endpoint=", "/status\r/status\r\n/status", strings.Repeat("/status\n", 8),
 		"\\`\n/promote", "- x\n  ~~~\n/promote", "/promote " + strings.Repeat("y", 300), "> a\n/b", "- ```\n  /promote\n  ```", "1. > a\n/b", "a <pre>\n/promote\n</pre>", "/hold " + strings.Repeat("\u200b", 300),
 	} {
 		f.Add(s)
