@@ -36,6 +36,9 @@ var (
 	quoting = regexp.MustCompile(`(?i)^<(?:(` + quotingTags + `)[ \t\n/>]|/(` + quotingTags + `)[ \t\n]*>)`)
 )
 
+// tag begins one, or an autolink, which has no lines.
+var tag = regexp.MustCompile(`^<[A-Za-z/!?]`)
+
 type htmlBlock struct{ begin, until *regexp.Regexp }
 
 // maxNested are the lists in lists that are followed on one line.
@@ -71,12 +74,12 @@ func plainLines(body string) iter.Seq2[int, string] {
 		}
 	}
 	// doubt says whether it matters that the open paragraph may go on at line i or
-	// not, for what is code or a comment, and hides what is in question so far.
+	// not, for what is code or HTML, and hides what is in question so far.
 	doubt := func(i int) bool {
 		matters := false
 		for j := paragraph; j >= 0 && j < i && !html; j++ {
 			hidden[j] = hidden[j] || matters
-			matters = matters || strings.Contains(lines[j], "`") || strings.Contains(lines[j], "<!--")
+			matters = matters || strings.ContainsAny(lines[j], "`<")
 		}
 		return matters
 	}
@@ -193,18 +196,19 @@ func indentation(line string, at int) (int, string) {
 // tags counts the quoting ones that are open: they go on to their ends, over blank lines and all.
 type tags map[string]int
 
-// hide marks the lines of a paragraph that begin inside a code span, an HTML
-// comment (sections 6.3 and 6.10) or quoting tags opened on a line above. In an
+// hide marks the lines of a paragraph that begin inside a code span, a tag, an HTML
+// comment, a link's address (sections 6.3, 6.6 and 6.10) or quoting tags opened on a line above. In an
 // HTML block backticks and backslashes are nothing special.
 func (t tags) hide(lines []string, hidden []bool, html bool) {
 	hidden[0] = hidden[0] || len(t) > 0
 	text := strings.Join(lines, "\n")
-	i, line := 0, 0
+	i, line, shown := 0, 0, 0 // before shown are a tag's attributes or where a link leads
+	stop := -1                // the next end of a tag or a line
 	skip := func(to int, inside bool) {
 		for ; i < min(to, len(text)); i++ {
 			if text[i] == '\n' {
 				line++
-				hidden[line] = hidden[line] || inside || len(t) > 0
+				hidden[line] = hidden[line] || inside || i < shown || len(t) > 0
 			}
 		}
 	}
@@ -234,6 +238,18 @@ func (t tags) hide(lines []string, hidden []bool, html bool) {
 			} else {
 				delete(t, name)
 			}
+			if stop < i {
+				stop = i + strings.IndexAny(text[i:], ">\n")
+			}
+			if !html && text[stop] == '\n' && tag.MatchString(text[i:]) {
+				shown = max(shown, lastTag) // whichever ends it: attributes may have others
+			}
+			skip(i+1, false)
+		case strings.HasPrefix(text[i:], "]("):
+			shown = max(shown, i+strings.IndexByte(text[i:], ')'))
+			skip(i+1, false)
+		case strings.HasPrefix(text[i:], "]:\n"):
+			shown = i + len("]:\n")
 			skip(i+1, false)
 		default:
 			skip(i+1, false)
