@@ -105,6 +105,8 @@ type Line struct {
 	Percent rollout.Percent
 	// Names are endpoint, version or both, in that order.
 	Names []string
+	// Sole is what the only name is of, "endpoint" or "version", where the comment says so.
+	Sole string
 	// Reason of /hold and /lock, free text.
 	Reason string
 	// Prefixed says that /sluice stands before it.
@@ -129,7 +131,7 @@ var command = regexp.MustCompile(`^ {0,3}/([A-Za-z]+)(?:[\s\p{Z}].*)?$`)
 //	/status [ENDPOINT]
 //	/help
 //
-// each also with /sluice before it, as in /sluice promote, in any case, outside code, quotes and HTML comments. Lines that begin with
+// each also with endpoint=ENDPOINT and version=VERSION, which may stand anywhere, and with /sluice before it, as in /sluice promote, in any case, outside code, quotes and HTML. Lines that begin with
 // another word belong to someone else and are passed over; a known verb with
 // arguments that it does not take, or an unknown one after /sluice, comes back with Err set.
 func Parse(body string) []Line { return parse(body, true) }
@@ -199,35 +201,64 @@ func ParseLine(text string) (Line, bool) {
 
 	atMost := 2
 	switch l.Verb {
-	case Traffic:
-		if len(args) == 0 {
-			return fail(rollout.ReasonPercentInvalid, "percent", "write `"+use+"`, such as `/traffic 20`", "/traffic needs the share that the treatment is to get")
-		}
-		p, err := rollout.ValidatePercent("percent", args[0])
-		if err != nil {
-			return Line{Text: l.Text, Verb: l.Verb, Prefixed: l.Prefixed, Err: rollout.AsErrors(err)[0]}, true
-		}
-		l.Percent, args = p, args[1:]
 	case Resume, Unlock, Status, Plan:
 		atMost = 1
 	case Help:
 		atMost = 0
 	}
-	if len(args) > atMost {
-		return fail(rollout.ReasonInvalid, "comment", "write `"+use+"`", "/%s takes no more than that, but %q follows", l.Verb, strings.Join(args[atMost:], " "))
+	keyed, rest := map[string]string{}, []string(nil)
+	for _, a := range args {
+		key, value, ok := strings.Cut(a, "=")
+		key = strings.ToLower(key)
+		switch _, twice := keyed[key]; {
+		case !ok || key != "endpoint" && key != "version":
+			rest = append(rest, a)
+		case twice:
+			return fail(rollout.ReasonInvalid, "comment", "write it once", "%s= stands there twice", key)
+		case atMost == 0 || atMost == 1 && key == "version":
+			return fail(rollout.ReasonInvalid, "comment", "write `"+use+"`", "/%s takes no %s=", l.Verb, key)
+		default:
+			keyed[key] = value
+		}
 	}
-	for i, a := range args {
+	if l.Verb == Traffic {
+		if len(rest) == 0 {
+			return fail(rollout.ReasonPercentInvalid, "percent", "write `"+use+"`, such as `/traffic 20`", "/traffic needs the share that the treatment is to get")
+		}
+		p, err := rollout.ValidatePercent("percent", rest[0])
+		if err != nil {
+			return Line{Text: l.Text, Verb: l.Verb, Prefixed: l.Prefixed, Err: rollout.AsErrors(err)[0]}, true
+		}
+		if len(rest) > 1 && rest[1] == "%" && !strings.HasSuffix(rest[0], "%") {
+			rest = rest[1:]
+		}
+		l.Percent, rest = p, rest[1:]
+	}
+	if most := atMost - len(keyed); len(rest) > most {
+		return fail(rollout.ReasonInvalid, "comment", "write `"+use+"`", "/%s takes no more than that, but %q follows", l.Verb, strings.Join(rest[most:], " "))
+	}
+	names := rest
+	if name, ok := keyed["endpoint"]; ok {
+		names = slices.Insert(names, 0, name)
+	}
+	if name, ok := keyed["version"]; ok {
+		names = append(names, name)
+	}
+	if len(names) == 1 {
+		for key := range keyed {
+			l.Sole = key
+		}
+	}
+	for i, a := range names {
 		// An endpoint may be written with its namespace; a version stands last.
 		ns, name, qualified := strings.Cut(a, "/")
 		if !qualified {
 			ns, name = "default", a
 		}
-		if cluster.ValidateKey(rollout.Key{Namespace: ns, Name: name}) != nil || qualified && i > 0 {
+		if cluster.ValidateKey(rollout.Key{Namespace: ns, Name: name}) != nil || qualified && (i > 0 || l.Sole == "version") {
 			return fail(rollout.ReasonInvalid, "comment", "write `"+use+"`; names have lower-case letters, digits and hyphens", "%q is not the name of an endpoint or a version", a)
 		}
 	}
-	if len(args) > 0 {
-		l.Names = slices.Clone(args)
-	}
+	l.Names = names
 	return l, true
 }

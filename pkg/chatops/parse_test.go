@@ -20,6 +20,9 @@ func brief(l Line) string {
 	if l.Verb == Traffic {
 		out = append(out, l.Percent.String())
 	}
+	if l.Sole != "" {
+		out = append(out, l.Sole+"=")
+	}
 	out = append(out, l.Names...)
 	if l.Reason != "" {
 		out = append(out, l.Reason)
@@ -70,6 +73,30 @@ func TestParse(t *testing.T) {
 		{"an HTML comment within a paragraph", "text <!--\n/promote\n--> text\n/status", []string{"4 status"}},
 		{"raw HTML", "<pre>\n/promote\n\n/promote\n</pre>\n/status", []string{"6 status"}},
 		{"details are plain text", "<details>\n\n/status\n\n</details>", []string{"3 status"}},
+		{"fences that open on an item's line", "- ```\n  /promote\n  ```\n\n1. ```sh\n   /promote\n   ```\n\n* ~~~\n  /promote\n  ~~~\n\n- 1. ```\n  /promote\n\n/status", []string{}},
+		{"after fences in items", "- ```\n  /promote\n  ```\n\n1. ```sh\n   /promote\n   ```\n\n* ~~~\n  /promote\n  ~~~\n\n/status", []string{"13 status"}},
+		{"a fence that the end of its item closes", "- ```\n\ntext\n```\n/promote\n```", []string{}},
+		{"a fence in an item that is none", "text\n2. ```\n   ```\n/promote\n", []string{}},
+		{"quotes in items", "- > He said\n  /promote\n\n1. > He said\n/promote\n\n- * > He said\n/promote\n\n/status", []string{"10 status"}},
+		{"a quote that goes on past what begins no item", "> He said\n2. times\n/promote\n\n/status", []string{"5 status"}},
+		{"HTML in items", "- <pre>\n  /promote\n  </pre>\n- <!--\n\n  /promote\n  -->\n\n/status", []string{"9 status"}},
+		{"inline HTML", "see <pre>\n/promote\n</pre>\n\n<code>\n/promote\n</code>\n\n<blockquote>\n\n/promote\n\n</blockquote>\n\n/status", []string{"15 status"}},
+		{"HTML that never closes", "see <KBD\nclass=a>\n/promote\n\n/promote", []string{}},
+		{"HTML blocks", "<div>\n/promote\n</div>\n\n/status", []string{"5 status"}},
+		{"inside of tags and links", "see <b title='\n/promote\n'>\n/plan\n\n[a](\n/promote\n)\n/status\n\n[a]:\n/promote\n\n![a](b)\n/status", []string{"4 plan", "9 status", "15 status"}},
+		{"no HTML", "`<pre>` \\<code> a <b\n/promote\n\na <s 1\n/status", []string{"2 promote", "5 status"}},
+		{"an HTML comment that its own line ends", "<!-->\n/promote\n<!--->\n/status", []string{"2 promote", "4 status"}},
+		{"beside lists", "/promote\n\n- tested\n  - twice\n* * *\n1. ok\n\n/status", []string{"1 promote", "8 status"}},
+		{"a list's lazy continuation", "- tested\n/promote", []string{"2 promote"}},
+		{"among all sorts of things", "1. Run\n   ```sh\n   x\n   ```\n2. Look\n    - at `it`\n\n/status\n\n<details><summary>log</summary>\n\n```\nx\n```\n\n</details>\n\n/plan\n\n" +
+			"<img src=x>\n\n> quoted\n\n- [ ] see <kbd>A</kbd>\n- [x] `<pre>`\n\n/promote\n<img src=y>", []string{"8 status", "18 plan", "27 promote"}},
+		{"names that say what they are of", "/promote endpoint=fraud\n/promote version=v1\n/promote VERSION=v1 Endpoint=models/fraud\n/traffic version=v1 20 fraud\n/promote v1 endpoint=fraud",
+			[]string{"1 promote endpoint= fraud", "2 promote version= v1", "3 promote models/fraud v1", "4 traffic 20 fraud v1", "5 promote fraud v1"}},
+		{"a single one for what concerns an endpoint", "/resume endpoint=fraud\n/hold endpoint=fraud", []string{"1 resume endpoint= fraud", "2 hold endpoint=fraud"}},
+		{"a share with a space", "/traffic 20 %\n/traffic 20 % fraud", []string{"1 traffic 20", "2 traffic 20 fraud"}},
+		{"what such names contradict", "/promote endpoint=a endpoint=a\n/promote a b version=c\n/promote a b endpoint=c\n/status version=a\n/help endpoint=a", slices.Repeat([]string{"refused invalid"}, 5)},
+		{"such names that are none", "/promote endpoint=\n/promote version=a/b\n/promote role=a\n/traffic 20% %\n/promote --endpoint a", slices.Repeat([]string{"refused invalid"}, 5)},
+		{"such a name for a share", "/traffic version=a", []string{"1 refused percent_invalid"}},
 		{"bad shares", "/traffic\n/traffic 101\n/traffic -1\n/traffic NaN\n/traffic 10.0001", slices.Repeat([]string{"refused percent_invalid"}, 5)},
 		{"trailing arguments", "/promote fraud v1 now\n/status fraud x\n/traffic 20 a b c\n/promote It's\n/resume a b", slices.Repeat([]string{"refused invalid"}, 5)},
 		{"names that are none", "/promote UPPER\n/promote fraud models/v1\n/promote a/b/c\n/promote -x\n/promote " + strings.Repeat("x", 33), slices.Repeat([]string{"refused invalid"}, 5)},
@@ -92,7 +119,7 @@ func TestParse(t *testing.T) {
 
 // TestRefusalsNameTheWayOut checks every refusal of the grammar.
 func TestRefusalsNameTheWayOut(t *testing.T) {
-	for _, body := range []string{"/traffic", "/traffic x", "/promote a b c", "/status a b", "/promote X", "/promote " + strings.Repeat("x", 300), strings.Repeat("/status\n", 6)} {
+	for _, body := range []string{"/traffic", "/traffic x", "/promote a b c", "/status a b", "/promote X", "/status version=a", "/promote endpoint=a endpoint=b", "/promote " + strings.Repeat("x", 300), strings.Repeat("/status\n", 6)} {
 		lines := Parse(body)
 		e := lines[len(lines)-1].Err
 		if e == nil || e.Reason == "" || e.Field == "" || e.Message == "" || e.Hint == "" {
@@ -119,6 +146,13 @@ func TestHugeBodies(t *testing.T) {
 		strings.Repeat("<!--", 15000) + "\n/status",
 		strings.Repeat("<!--\n/status\n-->\n", 3500),
 		strings.Repeat("a `b\n", 12000) + "/status",
+		strings.Repeat("<code ", 11000) + "\n/status",
+		"a <b\n" + strings.Repeat("</code   ", 7000) + ">\n/status",
+		strings.Repeat("](", 32000) + ")\n/status",
+		strings.Repeat("a<b", 21000) + ">\n/status",
+		strings.Repeat("- ", 32000) + "\n/status",
+		strings.Repeat("- ", 32000) + "x\n/status",
+		strings.Repeat("- * ", 16000) + "x\n/status",
 	} {
 		Parse(body) // must end soon: the fuzzer and the test's time limit tell
 	}
@@ -130,8 +164,8 @@ func TestHugeBodies(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{
 		"/promote", "/Rollback fraud pr-1-abcdef0", "/traffic 12.5%", "/traffic 1e1 models/fraud", "/hold because `x`\n/resume", "> /promote\n/status",
-		"```\n/promote\n```", "<!--\n/promote\n-->", "a `\n/promote\n` b", "/traffic \x00\xff", "/status\r/status\r\n/status", strings.Repeat("/status\n", 8),
-		"\\`\n/promote", "- x\n  ~~~\n/promote", "/promote " + strings.Repeat("y", 300), "> a\n/b", "/hold " + strings.Repeat("\u200b", 300),
+		"```\n/promote\n```", "<!--\n/promote\n-->", "a `\n/promote\n` b", "/traffic \x00\xff", "/traffic 20 % version=a endpoint=b/c", "/promote version=x", "/plan endpoint=", "/status\r/status\r\n/status", strings.Repeat("/status\n", 8),
+		"\\`\n/promote", "- x\n  ~~~\n/promote", "/promote " + strings.Repeat("y", 300), "> a\n/b", "- ```\n  /promote\n  ```", "1. > a\n/b", "a <pre>\n/promote\n</pre>", "/hold " + strings.Repeat("\u200b", 300),
 	} {
 		f.Add(s)
 	}

@@ -518,6 +518,9 @@ func TestWhichEndpointAndVersion(t *testing.T) {
 		{"/promote fraud sha-none", rollout.ReasonUnknownVersion},
 		{"/promote fraud " + control, rollout.ReasonUnknownVersion}, // not of this pull request
 		{"/promote lab/fraud", rollout.ReasonUnknownVersion},        // of another one
+		{"/promote endpoint=" + treated, rollout.ReasonUnknownEndpoint},
+		{"/promote version=fraud", rollout.ReasonInvalid}, // which endpoint's?
+		{"/promote endpoint=fraud version=fraud", rollout.ReasonUnknownVersion},
 		{"/status nowhere", rollout.ReasonUnknownEndpoint},
 		{"/promote fraud fraud-eu", rollout.ReasonUnknownVersion},
 	} {

@@ -101,14 +101,14 @@ func (l Line) takesEndpoint() bool {
 // pull request's versions leave, and returns the names that are no endpoint's.
 func choose(bound []*rollout.Endpoint, l Line, c Comment) ([]*rollout.Endpoint, []string, error) {
 	names := l.Names
-	if len(names) > 0 {
+	if len(names) > 0 && l.Sole != "version" {
 		if named := called(bound, names[0]); len(named) > 0 {
 			// Being named, it need not have a version of the pull request for what concerns the whole endpoint.
 			if l.takesEndpoint() {
 				return named, names[1:], nil
 			}
 			bound, names = named, names[1:]
-		} else if len(names) == 2 || strings.Contains(names[0], "/") || l.takesEndpoint() {
+		} else if len(names) == 2 || strings.Contains(names[0], "/") || l.Sole == "endpoint" || l.takesEndpoint() {
 			// Whether it exists elsewhere is none of this repository's business.
 			return nil, nil, refuse(rollout.ReasonUnknownEndpoint, "endpoint", "the endpoints that this repository may act on are: "+keys(bound),
 				"this repository may act on no endpoint called %q", names[0])

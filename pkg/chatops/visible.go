@@ -3,86 +3,171 @@ package chatops
 import (
 	"iter"
 	"regexp"
+	"slices"
 	"strings"
 )
 
 // What begins or ends a block in GitHub Flavored Markdown (github.github.com/gfm,
-// sections 4.4 to 4.6, 5.1 and 5.2), as far as it matters for where a command can stand.
+// sections 4.1 to 4.6, 5.1 and 5.2), as far as it matters for where a command can
+// stand, without the white space before it.
 var (
-	fenceOpen = regexp.MustCompile("^ {0,3}(?:(`{3,})[^`]*|(~{3,}).*)$")
-	listItem  = regexp.MustCompile(`^ {0,3}(?:[-+*]|[0-9]{1,9}[.)])(?:[ \t]|$)`)
-	heading   = regexp.MustCompile(`^ {0,3}#{1,6}(?:[ \t]|$)`)
-	rawHTML   = regexp.MustCompile(`(?i)^ {0,3}<(pre|script|style|textarea)(?:[ \t>]|$)`)
+	listMarker = regexp.MustCompile(`^(?:[-+*]|[0-9]{1,9}[.)])(?:[ \t]|$)`)
+	// sureItem begins an item below a paragraph, too: other markers would be text there.
+	sureItem  = regexp.MustCompile(`^(?:[-+*]|1[.)])[ \t]+[^ \t]`)
+	fenceOpen = regexp.MustCompile("^(?:(`{3,})[^`]*|(~{3,}).*)$")
+	heading   = regexp.MustCompile(`^#{1,6}(?:[ \t]|$)`)
+	// ruler is a thematic break, or makes a heading of the lines above it, as underline may.
+	underline = regexp.MustCompile(`^=+[ \t]*$`)
+	ruler     = regexp.MustCompile(`^(?:-{2,}[ \t]*|(?:-[ \t]*){3,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,})$`)
+	// htmlBlocks end with the line that has until, or before a blank one. The last
+	// may be none: it needs a whole tag, and no paragraph above it.
+	htmlBlocks = []htmlBlock{
+		{regexp.MustCompile(`(?i)^<(?:pre|script|style)(?:[ \t>]|$)`), regexp.MustCompile(`(?i)</(?:pre|script|style)>`)},
+		{regexp.MustCompile(`^<!--`), regexp.MustCompile(`-->`)},
+		{regexp.MustCompile(`^<\?`), regexp.MustCompile(`\?>`)},
+		{regexp.MustCompile(`^<!\[CDATA\[`), regexp.MustCompile(`\]\]>`)},
+		{regexp.MustCompile(`^<![A-Z]`), regexp.MustCompile(`>`)},
+		{regexp.MustCompile(`(?i)^</?(?:address|article|aside|base|basefont|blockquote|body|caption|center|col|colgroup|dd|details|dialog|dir|div|dl|dt|` +
+			`fieldset|figcaption|figure|footer|form|frame|frameset|h[1-6]|head|header|hr|html|iframe|legend|li|link|main|menu|menuitem|nav|noframes|ol|` +
+			`optgroup|option|p|param|section|summary|table|tbody|td|tfoot|th|thead|title|tr|track|ul)(?:[ \t>]|/>|$)`), nil},
+		{regexp.MustCompile(`^(?:</?[A-Za-z][-A-Za-z0-9]*(?:[ \t/>]|$)|<!)`), nil},
+	}
+	// quoting are the tags around what is shown as code, quoted or struck out, or not at all.
+	quoting = regexp.MustCompile(`(?i)^<(?:(` + quotingTags + `)[ \t\n/>]|/(` + quotingTags + `)[ \t\n]*>)`)
 )
 
+// tag begins one, or an autolink, which has no lines.
+var tag = regexp.MustCompile(`^<[A-Za-z/!?]`)
+
+type htmlBlock struct{ begin, until *regexp.Regexp }
+
+// maxNested are the lists in lists that are followed on one line.
+const maxNested = 16
+
+const quotingTags = `blockquote|code|del|kbd|pre|q|s|samp|script|strike|style|textarea|tt|var`
+
 // plainLines are the lines of a comment, numbered from 1, that are neither in
-// code nor in a quote nor in an HTML comment: those that their readers see as
-// plain text. Where Markdown would need more context to be sure, such as a
-// fence inside a list that ends without it, the line is left out.
+// code nor in a quote nor in HTML: those that their readers see as plain text.
+// Where Markdown would need more context to be sure, such as a fence inside a
+// list that ends without it, the line is left out.
 func plainLines(body string) iter.Seq2[int, string] {
 	body = strings.ReplaceAll(body, "\r\n", "\n")
 	lines := strings.Split(strings.ReplaceAll(body, "\r", "\n"), "\n")
 	hidden := make([]bool, len(lines))
 
 	var (
-		fence     string // what closes the open fence
-		until     string // what closes the open HTML block
-		lazy      bool   // the line above is text in a quote, which the next line may continue
-		paragraph = -1   // where the open paragraph begins
+		fence     string         // what closes the open fence
+		html      bool           // an HTML block is open
+		until     *regexp.Regexp // what closes it, if not a blank line
+		sure      bool           // it is one to its end, so that nothing else begins in it
+		column    int            // where the fence or the HTML block was opened
+		lazy      bool           // the line above is text in a quote, which the next line may continue
+		listed    bool           // there was a list, which may go on
+		lost      bool           // whether the rest is code depends on what is not looked at
+		open      = tags{}
+		paragraph = -1 // where the open paragraph or HTML block begins
 	)
 	end := func(i int) {
 		if paragraph >= 0 {
-			hideInline(lines[paragraph:i], hidden[paragraph:i])
-			paragraph = -1
+			open.hide(lines[paragraph:i], hidden[paragraph:i], html)
+			paragraph, html = -1, false
 		}
 	}
+	// doubt says whether it matters that the open paragraph may go on at line i or
+	// not, for what is code or HTML, and hides what is in question so far.
+	doubt := func(i int) bool {
+		matters := false
+		for j := paragraph; j >= 0 && j < i && !html; j++ {
+			hidden[j] = hidden[j] || matters
+			matters = matters || strings.ContainsAny(lines[j], "`<")
+		}
+		return matters
+	}
 	for i, line := range lines {
-		text := strings.TrimLeft(line, " \t")
-		switch {
-		case fence != "":
-			hidden[i] = true
-			t := strings.TrimLeft(line, " ")
-			indent := len(line) - len(t)
-			if t = strings.TrimRight(t, " \t"); indent <= 3 && len(t) >= len(fence) && strings.Trim(t, fence[:1]) == "" {
+		first, text := indentation(line, 0)
+		if hidden[i] = lost || fence != ""; lost {
+			continue
+		}
+		if fence != "" {
+			t := strings.TrimRight(text, " \t")
+			closes := len(t) >= len(fence) && strings.Trim(t, fence[:1]) == ""
+			switch inList := listed && column > 0; {
+			case inList && t != "" && first < column, inList && closes && first > max(column, 3):
+				lost = true // where the list's text begins says whether the fence goes on
+			case closes && (inList || first <= 3):
 				fence = ""
 			}
-		case until != "":
-			hidden[i] = true
-			if strings.Contains(strings.ToLower(line), until) {
-				until = ""
+			continue
+		}
+		at, items := first, 0
+		certain := first <= 3 && sureItem.MatchString(text)
+		for !ruler.MatchString(text) {
+			m := strings.TrimRight(listMarker.FindString(text), " \t")
+			if m == "" || items == maxNested {
+				break
 			}
-		case text == "":
+			items, listed = items+1, true
+			at, text = indentation(text[len(m):], at+len(m))
+		}
+		breaks := first <= 3 && (items == 0 || certain) // a paragraph, whatever it is in
+		indented := at > 3 && !listed                   // code or a paragraph's text, whatever it looks like
+		opens := fenceOpen.FindStringSubmatch(text)
+		block := -1
+		if !indented {
+			block = slices.IndexFunc(htmlBlocks, func(b htmlBlock) bool { return b.begin.MatchString(text) })
+		}
+		switch {
+		case items == maxNested:
+			doubt(i)
+			hidden[i], lost = true, true
+		case html && (until != nil || text != "" || items > 0):
+			hidden[i] = true
+			lost = !sure && (opens != nil || block >= 0 && htmlBlocks[block].until != nil || listed && until != nil && text != "" && first < column)
+			if until != nil && until.MatchString(line) {
+				end(i + 1)
+			}
+		case text == "" && items == 0:
 			end(i)
 			lazy = false
 		case strings.HasPrefix(text, ">"):
+			inner := strings.TrimLeft(text, "> \t")
+			lazy = !breaks && (doubt(i) || lazy) || inner != ""
 			end(i)
 			hidden[i] = true
-			inner := strings.TrimLeft(text, "> \t")
-			lazy = inner != "" && !fenceOpen.MatchString(inner) && !heading.MatchString(inner)
-		case fenceOpen.MatchString(line):
+			open.hide(lines[i:i+1], hidden[i:i+1], strings.HasPrefix(inner, "<"))
+		case opens != nil && !indented:
+			// What begins no item below a paragraph begins no fence either: what closes it does.
+			lost = items > 0 && !certain && i > 0 && strings.Trim(lines[i-1], " \t") != ""
+			lazy = !breaks && (doubt(i) || lazy)
 			end(i)
-			hidden[i], lazy = true, false
-			m := fenceOpen.FindStringSubmatch(line)
-			fence = m[1] + m[2]
-		case rawHTML.MatchString(line):
+			hidden[i] = true
+			fence, column = opens[1]+opens[2], at
+		case block >= 0:
+			breaks = breaks && block < len(htmlBlocks)-1
+			lazy = !breaks && (doubt(i) || lazy)
 			end(i)
-			hidden[i], lazy = true, false
-			tag := "</" + strings.ToLower(rawHTML.FindStringSubmatch(line)[1]) + ">"
-			if !strings.Contains(strings.ToLower(line), tag) {
-				until = tag
+			hidden[i] = true
+			paragraph, html, until, column = i, true, htmlBlocks[block].until, at
+			sure = breaks && (at == 0 || !listed)
+			if until != nil && until.MatchString(text) {
+				end(i + 1)
 			}
-		case strings.HasPrefix(text, "<!--"):
+		case breaks && (ruler.MatchString(text) || heading.MatchString(text)):
 			end(i)
-			hidden[i], lazy = true, false
-			if !strings.Contains(text[len("<!--"):], "-->") {
-				until = "-->"
-			}
-		case listItem.MatchString(line) || heading.MatchString(line):
+			open.hide(lines[i:i+1], hidden[i:i+1], false)
+			lazy = lazy && !heading.MatchString(text)
+		case certain:
 			end(i)
 			paragraph, lazy = i, false
 		case lazy:
 			hidden[i] = true
-		case paragraph < 0:
+			open.hide(lines[i:i+1], hidden[i:i+1], false)
+		case paragraph >= 0 && !indented && (items > 0 || ruler.MatchString(text) || underline.MatchString(text) || heading.MatchString(text)):
+			// An item, a heading or more of the text, by what the list is like.
+			lazy = listed && doubt(i)
+			end(i)
+			paragraph = i
+		case paragraph < 0 && !indented:
 			paragraph = i
 		}
 	}
@@ -97,47 +182,77 @@ func plainLines(body string) iter.Seq2[int, string] {
 	}
 }
 
-// hideInline marks the lines of a paragraph that begin inside a code span or an
-// HTML comment opened on a line above (sections 6.3 and 6.10).
-func hideInline(lines []string, hidden []bool) {
-	text := strings.Join(lines, "\n")
-	if len(lines) < 2 || !strings.Contains(text, "`") && !strings.Contains(text, "<!--") {
-		return
-	}
-	line, at := 0, 0
-	hide := func(from, to int) { // the lines whose start lies in text[from:to]
-		line += strings.Count(text[at:from], "\n")
-		for range strings.Count(text[from:to], "\n") {
-			line++
-			hidden[line] = true
+// indentation is the column where the text begins that follows column at, and the text.
+func indentation(line string, at int) (int, string) {
+	text := strings.TrimLeft(line, " \t")
+	for _, c := range line[:len(line)-len(text)] {
+		if at++; c == '\t' {
+			at = (at + 3) / 4 * 4
 		}
-		at = to
 	}
-	runs, comments := closers(text), true
-	for i := 0; i < len(text); {
+	return at, text
+}
+
+// tags counts the quoting ones that are open: they go on to their ends, over blank lines and all.
+type tags map[string]int
+
+// hide marks the lines of a paragraph that begin inside a code span, a tag, an HTML
+// comment, a link's address (sections 6.3, 6.6 and 6.10) or quoting tags opened on a line above. In an
+// HTML block backticks and backslashes are nothing special.
+func (t tags) hide(lines []string, hidden []bool, html bool) {
+	hidden[0] = hidden[0] || len(t) > 0
+	text := strings.Join(lines, "\n")
+	i, line, shown := 0, 0, 0 // before shown are a tag's attributes or where a link leads
+	stop := -1                // the next end of a tag or a line
+	skip := func(to int, inside bool) {
+		for ; i < min(to, len(text)); i++ {
+			if text[i] == '\n' {
+				line++
+				hidden[line] = hidden[line] || inside || i < shown || len(t) > 0
+			}
+		}
+	}
+	runs, lastComment, lastTag := closers(text), strings.LastIndex(text, "-->"), strings.LastIndexByte(text, '>')
+	for i < len(text) {
 		switch {
-		case text[i] == '\\':
-			i += 2
-		case text[i] == '`':
+		case text[i] == '\\' && !html:
+			skip(i+2, false)
+		case text[i] == '`' && !html:
 			n := run(text, i)
 			if e, ok := runs.after(n, i+n); ok {
-				hide(i, e)
-				i = e + n
+				skip(e+n, true)
 			} else {
-				i += n
+				skip(i+n, false)
 			}
-		case comments && strings.HasPrefix(text[i:], "<!--"):
-			e := strings.Index(text[i+len("<!--"):], "-->")
-			if e < 0 {
-				comments = false // none further on can end either
-				i++
-				continue
+		case strings.HasPrefix(text[i:], "<!--") && i+2 <= lastComment: // <!--> and <!---> are whole
+			skip(i+2+strings.Index(text[i+2:], "-->")+len("-->"), true)
+		case strings.HasPrefix(text[i:], "<!--") && html:
+			t["!--"]++ // no text ends it
+			skip(len(text), true)
+		case text[i] == '<' && i < lastTag:
+			if m := quoting.FindStringSubmatch(text[i:]); m == nil {
+			} else if name := strings.ToLower(m[1]); name != "" {
+				t[name]++
+			} else if name = strings.ToLower(m[2]); t[name] > 1 {
+				t[name]--
+			} else {
+				delete(t, name)
 			}
-			e += i + len("<!--")
-			hide(i, e)
-			i = e + len("-->")
+			if stop < i {
+				stop = i + strings.IndexAny(text[i:], ">\n")
+			}
+			if !html && text[stop] == '\n' && tag.MatchString(text[i:]) {
+				shown = max(shown, lastTag) // whichever ends it: attributes may have others
+			}
+			skip(i+1, false)
+		case strings.HasPrefix(text[i:], "]("):
+			shown = max(shown, i+strings.IndexByte(text[i:], ')'))
+			skip(i+1, false)
+		case strings.HasPrefix(text[i:], "]:\n"):
+			shown = i + len("]:\n")
+			skip(i+1, false)
 		default:
-			i++
+			skip(i+1, false)
 		}
 	}
 }

@@ -275,15 +275,25 @@ func (c *Client) Permission(ctx context.Context, repo chatops.Repository, login 
 	if got := level.GetUser().GetID(); got != id {
 		return "", fmt.Errorf("ask for the permission of %s: the login belongs to account %d now, the comment to %d", login, got, id)
 	}
-	return permissionOf(level.GetPermission(), level.GetUser().GetRoleName()), nil
+	return permissionOf(level.GetPermission(), level.GetUser().GetRoleName(), level.GetUser().GetPermissions()), nil
 }
 
 // permissionOf combines the base role with the finer one: base is admin, write,
-// read or none, and says write for maintain and for custom roles built on write,
-// read for triage. Only where it is missing does the finer one stand alone, for
-// a custom role could be called anything.
-func permissionOf(base, role string) chatops.Permission {
+// read or none, and says write for maintain, read for triage. A custom role could
+// be called anything: what it is built on is the highest of what it can. Neither
+// makes more of base than that. Only where base is missing does the finer one stand alone.
+func permissionOf(base, role string, can map[string]bool) chatops.Permission {
 	b, r := chatops.Permission(base), chatops.Permission(role)
+	switch r {
+	case chatops.PermissionAdmin, chatops.PermissionMaintain, chatops.PermissionWrite, chatops.PermissionTriage, chatops.PermissionRead, chatops.PermissionNone, "":
+	default:
+		switch {
+		case b == chatops.PermissionWrite && can["push"] && can["maintain"]:
+			return chatops.PermissionMaintain
+		case b == chatops.PermissionRead && can["pull"] && can["triage"]:
+			return chatops.PermissionTriage
+		}
+	}
 	switch {
 	case base == "" && role == "":
 		return chatops.PermissionNone

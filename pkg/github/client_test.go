@@ -48,7 +48,8 @@ func TestPermissions(t *testing.T) {
 	for role, want := range map[string]chatops.Permission{
 		"admin": chatops.PermissionAdmin, "maintain": chatops.PermissionMaintain, "write": chatops.PermissionWrite,
 		"triage": chatops.PermissionTriage, "read": chatops.PermissionRead, "none": chatops.PermissionNone,
-		"custom:write": chatops.PermissionWrite, "custom:read": chatops.PermissionRead,
+		"custom:maintain": chatops.PermissionMaintain, "custom:write": chatops.PermissionWrite,
+		"custom:triage": chatops.PermissionTriage, "custom:read": chatops.PermissionRead,
 	} {
 		login := "u-" + strings.ReplaceAll(role, ":", "-")
 		gh.SetPermission("acme/fraud-model", login, role)
@@ -56,7 +57,7 @@ func TestPermissions(t *testing.T) {
 		if err != nil || got != want {
 			t.Errorf("%s: %q, %v; want %q", role, got, err, want)
 		}
-		wantMay := slices.Contains([]string{"admin", "maintain", "write", "custom:write"}, role)
+		wantMay := slices.Contains([]string{"admin", "maintain", "write", "custom:maintain", "custom:write"}, role)
 		if got.AtLeast(chatops.PermissionWrite) != wantMay {
 			t.Errorf("%s is write or better: %v", role, !wantMay)
 		}
@@ -69,13 +70,19 @@ func TestPermissions(t *testing.T) {
 	}
 }
 
-// TestRoleNamedLikeABetterOne: a custom role may have any name; its base counts.
+// TestRoleNamedLikeABetterOne: a custom role may have any name; its base counts, and no more than GitHub sums it up to.
 func TestRoleNamedLikeABetterOne(t *testing.T) {
 	gh := fake(t)
 	for body, want := range map[string]chatops.Permission{
-		`{"permission":"read","role_name":"admin","user":{"id":5,"role_name":"admin"}}`:       chatops.PermissionRead,
-		`{"permission":"read","role_name":"maintain","user":{"id":5,"role_name":"maintain"}}`: chatops.PermissionRead,
-		`{"user":{"id":5,"role_name":"maintain"}}`:                                            chatops.PermissionMaintain,
+		`{"permission":"read","role_name":"admin","user":{"id":5,"role_name":"admin"}}`:                                                              chatops.PermissionRead,
+		`{"permission":"read","role_name":"maintain","user":{"id":5,"role_name":"maintain"}}`:                                                        chatops.PermissionRead,
+		`{"permission":"read","user":{"id":5,"role_name":"x","permissions":{"admin":true,"maintain":true,"push":true,"triage":true,"pull":true}}}`:   chatops.PermissionTriage,
+		`{"permission":"write","user":{"id":5,"role_name":"x","permissions":{"admin":true,"maintain":false,"push":true,"triage":true,"pull":true}}}`: chatops.PermissionWrite,
+		`{"permission":"write","user":{"id":5,"role_name":"x","permissions":{"maintain":true,"push":false,"triage":true,"pull":true}}}`:              chatops.PermissionWrite,
+		`{"permission":"none","user":{"id":5,"role_name":"x","permissions":{"maintain":true,"push":true,"triage":true,"pull":true}}}`:                chatops.PermissionNone,
+		`{"permission":"write","user":{"id":5,"role_name":"x"}}`:                                                                                     chatops.PermissionWrite,
+		`{"permission":"read","user":{"id":5,"role_name":"read","permissions":{"triage":true,"pull":true}}}`:                                         chatops.PermissionRead,
+		`{"user":{"id":5,"role_name":"maintain"}}`:                                                                                                   chatops.PermissionMaintain,
 		`{"user":{"id":5}}`:                      chatops.PermissionNone,
 		`{"permission":"owner","user":{"id":5}}`: "owner",
 	} {

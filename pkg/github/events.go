@@ -179,8 +179,9 @@ func (ev *Events) Handle(ctx context.Context, event, delivery string, body []byt
 }
 
 // What GitHub lets accounts and repositories be called; names go into paths of its API.
+// Old accounts may end in a hyphen.
 var (
-	loginPattern      = regexp.MustCompile(`^[A-Za-z0-9](?:[-_A-Za-z0-9]{0,98}[A-Za-z0-9_])?$`)
+	loginPattern      = regexp.MustCompile(`^[A-Za-z0-9][-_A-Za-z0-9]{0,99}$`)
 	repositoryPattern = regexp.MustCompile(`^[-_.A-Za-z0-9]{1,100}$`)
 )
 

@@ -218,6 +218,19 @@ func TestIntakePassesComments(t *testing.T) {
 	}
 }
 
+// TestIntakeTakesOldLogins: some end in a hyphen, which no new one may.
+func TestIntakeTakesOldLogins(t *testing.T) {
+	for login, want := range map[string]int{"alice-": 1, "a": 1, "ann_acme": 1, "-alice": 0, "alice/": 0, strings.Repeat("a", 101): 0} {
+		c := &commands{receipt: chatops.Receipt{Commands: 1}}
+		h, _ := intake(t, c)
+		by := comment()
+		by.Author = login
+		if rec := post(h, delivery("issue_comment", githubtest.CommentEvent(by))); rec.Code != 202 || len(c.got) != want {
+			t.Errorf("%s: answered %d %s, passed on %v", login, rec.Code, rec.Body, c.got)
+		}
+	}
+}
+
 func TestIntakeIgnores(t *testing.T) {
 	at := func(path string, value any) func(map[string]any) {
 		return func(e map[string]any) {

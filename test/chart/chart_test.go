@@ -837,6 +837,33 @@ func TestValues(t *testing.T) {
 
 // TestSelfScale: with clusterPurpose production the routers scale themselves, with rights to nothing but their own
 // Deployment; else there is neither the flag nor the right.
+// TestNotes: what is said after the installation names the events that docs/github.md does.
+func TestNotes(t *testing.T) {
+	// Helm renders notes on a cluster only, so that they are made an object here.
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(chartDir)); err != nil {
+		t.Fatal(err)
+	}
+	at := filepath.Join(dir, "templates", "NOTES.txt")
+	notes, err := os.ReadFile(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	object := `{{ define "notes" }}` + string(notes) + "{{ end }}kind: Notes\nnotes: |\n{{ include \"notes\" . | indent 2 }}\n"
+	if err := os.WriteFile(filepath.Join(dir, "templates", "notes.yaml"), []byte(object), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{
+		"github.yaml":       `events "Issue comment", "Pull request" and "Check run") lead to https://sluice.example/webhooks/github`,
+		"cluster-wide.yaml": `events "Issue comment", "Pull request") lead to /webhooks/github at`, // a token gets no buttons
+	} {
+		out, stderr, err := run(t, "template", release, dir, "--namespace", namespace, "-f", "testdata/"+file, "--show-only", "templates/notes.yaml")
+		if err != nil || !strings.Contains(out, want) || !strings.Contains(out, "content type application/json") {
+			t.Errorf("%s: %v %s, want %s in\n%s", file, err, stderr, want, out)
+		}
+	}
+}
+
 func TestSelfScale(t *testing.T) {
 	all := decode(t, template(t, "testdata/defaults.yaml"))
 	d := named[*appsv1.Deployment](t, all, "sluice-router")

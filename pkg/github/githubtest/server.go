@@ -391,13 +391,14 @@ func (s *Server) getPermission(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "Not Found")
 		return
 	}
-	role := repo.permission[login]
+	role, custom := strings.CutPrefix(repo.permission[login], "custom:")
+	built := role
 	base := map[string]string{"": "none", "maintain": "write", "triage": "read"}[role]
 	if base == "" {
 		base = role
 	}
-	if b, custom := strings.CutPrefix(role, "custom:"); custom {
-		role, base = "deployers", b
+	if custom {
+		role = "deployers"
 	}
 	if role == "" {
 		role = base
@@ -405,8 +406,8 @@ func (s *Server) getPermission(w http.ResponseWriter, r *http.Request) {
 	u := user(s.URL, login, s.account(login))
 	u["role_name"] = role
 	u["permissions"] = map[string]bool{
-		"admin": base == "admin", "maintain": base == "admin" || role == "maintain", "push": base == "admin" || base == "write",
-		"triage": base != "none" && (base != "read" || role == "triage"), "pull": base != "none",
+		"admin": base == "admin", "maintain": base == "admin" || built == "maintain", "push": base == "admin" || base == "write",
+		"triage": base != "none" && (base != "read" || built == "triage"), "pull": base != "none",
 	}
 	answer(w, http.StatusOK, map[string]any{"permission": base, "role_name": role, "user": u})
 }
