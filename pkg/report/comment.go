@@ -28,6 +28,8 @@ type Mark struct {
 	Commit    string `json:"commit,omitempty"`
 	// Sent is a digest of the checks and deployments that were sent before the comment was written.
 	Sent string `json:"sent,omitempty"`
+	// Check is its name, where it is not sluice/ENDPOINT.
+	Check string `json:"check,omitempty"`
 }
 
 // Key of the endpoint.
@@ -86,7 +88,7 @@ func (o Options) checkName(e *rollout.Endpoint) string {
 
 var icons = map[State]string{
 	StateJoined: "⏳", StateFailed: "❌", StateRunning: "▶️", StateHeld: "⏸️", StateWaiting: "⏳", StateUnknown: "❔", StateWorse: "❌",
-	StateRolledBack: "↩️", StatePromoted: "✅", StateClosed: "↩️", StateReplaced: "⏭️",
+	StateRolledBack: "↩️", StatePromoted: "✅", StateClosed: "↩️", StateReplaced: "⏭️", StateRemoved: "🗑️",
 }
 
 // Comment on the pull request about the endpoint, in Markdown. Sent goes into
@@ -132,7 +134,7 @@ func Comment(e *rollout.Endpoint, p PullRequest, o Options, sent string) string 
 	if text := record(e, versions, s); text != "" {
 		b.WriteString("\n" + text)
 	}
-	m := Mark{Namespace: e.Metadata.Namespace, Endpoint: e.Metadata.Name, State: s.state, Version: v.Name, Commit: v.Source.Commit, Sent: sent}
+	m := Mark{Namespace: e.Metadata.Namespace, Endpoint: e.Metadata.Name, State: s.state, Version: v.Name, Commit: v.Source.Commit, Sent: sent, Check: o.Check}
 	return markdown.Bound(b.String(), MaxComment) + "\n" + m.String() + "\n"
 }
 

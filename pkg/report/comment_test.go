@@ -193,26 +193,58 @@ func options(name string) report.Options {
 	return o
 }
 
+// golden compares a comment with that of a file.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", "comments", name+".md")
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("(-want +got); if the new one is right, run the test with -update:\n%s", diff)
+	}
+}
+
+// TestGoldenLastComments: those on what is not reported on any more.
+func TestGoldenLastComments(t *testing.T) {
+	before, _ := report.MarkOf(report.Comment(lives(t)["running"], mine, report.Options{Check: "sluice/models/fraud"}, "abc"))
+	for name, tc := range map[string]struct {
+		was report.Mark
+		why rollout.Reason
+	}{
+		"removed":          {before, rollout.ReasonUnknownVersion},
+		"removed-endpoint": {before, rollout.ReasonUnknownEndpoint},
+		"unbound":          {before, rollout.ReasonNotBound},
+		"removed-hostile":  {report.Mark{Namespace: "models", Endpoint: "fraud", State: hostile, Version: hostile, Commit: hostile}, rollout.ReasonUnknownVersion},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := report.Removed(tc.was, tc.why)
+			golden(t, name, got)
+			if lines := chatops.Parse(got); len(lines) != 0 {
+				t.Errorf("the comment has commands itself: %v", lines)
+			}
+			m, ok := report.MarkOf(got)
+			if !ok || m.Key() != fraud || m.State != report.StateRemoved || m.Version != tc.was.Version || m.Commit != tc.was.Commit || m.Check != tc.was.Check || m.Sent != "" {
+				t.Errorf("the mark is %+v, %v", m, ok)
+			}
+		})
+	}
+}
+
 func TestGoldenComments(t *testing.T) {
 	for name, e := range lives(t) {
 		t.Run(name, func(t *testing.T) {
 			got := report.Comment(e, mine, options(name), "abc")
-			path := filepath.Join("testdata", "comments", name+".md")
-			if *update {
-				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Errorf("(-want +got); if the new one is right, run the test with -update:\n%s", diff)
-			}
+			golden(t, name, got)
 			if lines := chatops.Parse(got); len(lines) != 0 {
 				t.Errorf("the comment has commands itself: %v", lines)
 			}

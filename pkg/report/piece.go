@@ -88,6 +88,7 @@ type Deployment struct {
 // piece is what is shown of one version.
 type piece struct {
 	version    string
+	state      State
 	check      Check
 	deployment Deployment
 }
@@ -108,7 +109,7 @@ func pieces(e *rollout.Endpoint, p PullRequest, o Options) []piece {
 		if s.state == StateFailed {
 			check.Annotations = []Annotation{annotate(v, s)}
 		}
-		out = append(out, piece{version: v.Name, check: check, deployment: Deployment{
+		out = append(out, piece{version: v.Name, state: s.state, check: check, deployment: Deployment{
 			Environment: e.Key().String(), Commit: v.Source.Commit, Version: v.Name, State: c.deployment,
 			Description: markdown.Cut(markdown.Plain(v.Name+" "+title(s)), maxDescription-1),
 		}})
@@ -131,6 +132,7 @@ var conclusions = map[State]struct{ check, status, deployment string }{
 	StatePromoted:   {"success", "success", "success"},
 	StateClosed:     {"cancelled", "failure", "inactive"},
 	StateReplaced:   {"neutral", "success", "inactive"},
+	StateRemoved:    {"cancelled", "failure", "inactive"},
 }
 
 func summaryOf(e *rollout.Endpoint, v *rollout.Version, s standing) string {

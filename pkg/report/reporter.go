@@ -47,6 +47,7 @@ type GitHub interface {
 type Journal interface {
 	Claim(ctx context.Context, e cluster.Entry) (cluster.Entry, bool, error)
 	Finish(ctx context.Context, name string, state cluster.EntryState, reason rollout.Reason, result string) error
+	Entries(ctx context.Context) ([]cluster.Entry, error)
 }
 
 // Config of a Reporter. Store, Journal and GitHub must be set.
@@ -131,6 +132,9 @@ type slot struct {
 	refused bool
 	// commits of the versions that it shows.
 	commits []string
+	// shown are the pieces that GitHub has, lost those of versions that are not reported on any more and of which that is to be shown.
+	shown []piece
+	lost  map[string]piece
 	// renew are the versions whose checks are to be written though nothing changed.
 	renew map[string]bool
 	// recheck is when to look again because of Notice, if that is to be; noticed, when that was done last.
@@ -264,6 +268,7 @@ func (r *Reporter) Run(ctx context.Context) error {
 			r.schedule(key, r.o.Settle)
 		}
 	})
+	wg.Go(func() { r.recall(ctx) })
 	for {
 		key, wait, ok := r.next()
 		if !ok {
@@ -317,24 +322,31 @@ func (r *Reporter) endpoint(ctx context.Context, key rollout.Key) time.Duration 
 		return longestWait
 	}
 	i := slices.IndexFunc(all, func(e *rollout.Endpoint) bool { return e.Key() == key })
-	if i < 0 {
-		r.forget(key, nil)
-		return 0
+	var e *rollout.Endpoint
+	var pulls []PullRequest
+	if i >= 0 {
+		e = all[i]
+		pulls = PullRequests(e)
+	} else if len(r.others(key, nil)) > 0 && !r.sure(ctx, key) {
+		return longestWait
 	}
-	pulls := PullRequests(all[i])
-	r.forget(key, pulls)
 	renewals := r.renewals(key)
 	var again time.Duration
+	sooner := func(wait time.Duration) {
+		if wait > 0 && (again == 0 || wait < again) {
+			again = wait
+		}
+	}
 	for _, p := range pulls {
 		at := place{key, p}
 		s := r.slot(at)
-		recheck := r.rechecked(s, commitsOf(all[i], p))
-		for _, v := range p.versions(all[i]) {
+		sooner(r.rechecked(s, commitsOf(e, p)))
+		for _, v := range p.versions(e) {
 			if slices.Contains(renewals, renewal{key, p.Repository, v.Source.Commit}) {
 				s.renew[v.Name] = true
 			}
 		}
-		wait, err := r.show(ctx, at, s, all[i], r.options(all, all[i]))
+		wait, err := r.show(ctx, at, s, e, r.options(all, e))
 		switch {
 		case ctx.Err() != nil:
 			return 0
@@ -343,12 +355,18 @@ func (r *Reporter) endpoint(ctx context.Context, key rollout.Key) time.Duration 
 		case wait == 0:
 			s.wait = 0
 		}
-		if recheck > 0 && (wait == 0 || recheck < wait) {
-			wait = recheck
+		sooner(wait)
+	}
+	for _, at := range r.others(key, pulls) {
+		s := r.slot(at)
+		wait, err := r.end(ctx, at, s, lostBy(e, at.PullRequest))
+		switch {
+		case ctx.Err() != nil:
+			return 0
+		case err != nil:
+			wait = r.failed(ctx, at, s, err)
 		}
-		if wait > 0 && (again == 0 || wait < again) {
-			again = wait
-		}
+		sooner(wait)
 	}
 	return again
 }
@@ -378,21 +396,10 @@ func (r *Reporter) slot(at place) *slot {
 	defer r.mu.Unlock()
 	s := r.slots[at]
 	if s == nil {
-		s = &slot{pieces: map[string]sentPiece{}, renew: map[string]bool{}}
+		s = &slot{pieces: map[string]sentPiece{}, lost: map[string]piece{}, renew: map[string]bool{}}
 		r.slots[at] = s
 	}
 	return s
-}
-
-// forget the endpoint's places but those.
-func (r *Reporter) forget(key rollout.Key, but []PullRequest) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for at := range r.slots {
-		if at.key == key && !slices.Contains(but, at.PullRequest) {
-			delete(r.slots, at)
-		}
-	}
 }
 
 // options of an endpoint: where another of its name reports to the same repository, the check's name has the namespace.
@@ -427,7 +434,8 @@ func (r *Reporter) show(ctx context.Context, at place, s *slot, e *rollout.Endpo
 	all := pieces(e, at.PullRequest, o)
 	sent := digestOf(all)
 	body := Comment(e, at.PullRequest, o, sent)
-	if r.isLoaded(s) && body == s.body && !s.refused && len(s.renew) == 0 {
+	r.lose(s, s.shown, all, rollout.ReasonUnknownVersion)
+	if r.isLoaded(s) && body == s.body && !s.refused && len(s.renew)+len(s.lost) == 0 {
 		return 0, nil
 	}
 	repo, err := r.o.GitHub.Repository(ctx, at.Repository)
@@ -439,13 +447,16 @@ func (r *Reporter) show(ctx context.Context, at place, s *slot, e *rollout.Endpo
 			return 0, err
 		}
 		if s.comment != 0 && s.body == body {
-			s.sent, s.written, s.refused = sent, body, false
-			if len(s.renew) == 0 {
+			s.sent, s.written, s.shown, s.refused = sent, body, all, false
+			if len(s.renew)+len(s.lost) == 0 {
 				return 0, nil
 			}
 		}
-		if m, ok := MarkOf(s.body); s.comment != 0 && ok && m.Sent == sent {
-			s.sent = sent
+		if m, ok := MarkOf(s.body); s.comment != 0 && ok && m.Key() == at.key {
+			r.lose(s, pieceOf(m), all, rollout.ReasonUnknownVersion)
+			if m.Sent == sent {
+				s.sent, s.shown = sent, all
+			}
 		}
 	}
 	// Looking costs little; whatever made it look, it writes no sooner than it may.
@@ -454,12 +465,15 @@ func (r *Reporter) show(ctx context.Context, at place, s *slot, e *rollout.Endpo
 	}
 	s.edited = time.Now()
 	refused := false
-	if s.sent != sent || s.refused || len(s.renew) > 0 {
+	if s.sent != sent || s.refused || len(s.renew)+len(s.lost) > 0 {
 		s.changes++
-		if refused, err = r.send(ctx, repo, s, all); err != nil {
+		s.show(all)
+		if refused, err = r.send(ctx, repo, s, append(s.lostPieces(), all...)); err != nil {
 			return 0, err
 		}
+		s.shown = all
 		clear(s.renew)
+		clear(s.lost)
 	}
 	if err := r.comment(ctx, at, s, repo, body); err != nil {
 		return 0, err
@@ -476,7 +490,7 @@ func (r *Reporter) rest(s *slot, sent string) time.Duration {
 	if s.edited.IsZero() {
 		return 0
 	}
-	return time.Until(s.edited.Add(r.gap(s, sent != s.sent || s.body != s.written || len(s.renew) > 0)))
+	return time.Until(s.edited.Add(r.gap(s, sent != s.sent || s.body != s.written || len(s.renew)+len(s.lost) > 0)))
 }
 
 func (r *Reporter) isLoaded(s *slot) bool {
@@ -499,6 +513,9 @@ func (r *Reporter) load(ctx context.Context, at place, s *slot, repo chatops.Rep
 			return fmt.Errorf("record the comment's place: %w", err)
 		}
 		s.comment, _ = strconv.ParseInt(entry.Result, 10, 64)
+		if entry.Reason != "" { // the end was told, and it goes on
+			r.remember(ctx, at, s.comment)
+		}
 		s.claimed = s.claimed || fresh
 		if s.comment == 0 && !s.claimed {
 			if wait := time.Until(entry.At.Add(r.o.Overlap)); wait > 0 && wait <= r.o.Overlap {
@@ -562,7 +579,9 @@ func (r *Reporter) send(ctx context.Context, repo chatops.Repository, s *slot, a
 		p.check.ID, p.deployment.ID = was.check, was.deployment
 		now := was
 		now.digest = ""
-		if r.o.GitHub.App() {
+		switch {
+		case p.check.Name == "": // it stays as it is
+		case r.o.GitHub.App():
 			id, err := r.o.GitHub.PutCheck(ctx, repo, p.check)
 			if err == nil {
 				now.check = id
@@ -572,8 +591,10 @@ func (r *Reporter) send(ctx context.Context, repo chatops.Repository, s *slot, a
 			if err = try("check run", err); err != nil {
 				return refused, err
 			}
-		} else if err := try("commit status", r.o.GitHub.PutStatus(ctx, repo, p.check)); err != nil {
-			return refused, err
+		default:
+			if err := try("commit status", r.o.GitHub.PutStatus(ctx, repo, p.check)); err != nil {
+				return refused, err
+			}
 		}
 		s.pieces[p.version] = now
 		id, err := r.o.GitHub.PutDeployment(ctx, repo, p.deployment)

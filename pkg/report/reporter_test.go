@@ -70,7 +70,10 @@ func (w *world) start() {
 		w.t.Fatal(err)
 	}
 	c := w.c
-	c.Store, c.Journal, c.GitHub, c.Logger = w.store, w.journal, client, w.o.Logger
+	c.Journal, c.GitHub, c.Logger = w.journal, client, w.o.Logger
+	if c.Store == nil {
+		c.Store = w.store
+	}
 	r := report.NewReporter(c)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -520,9 +523,10 @@ func TestEchoes(t *testing.T) {
 		w.r.Look(repoID, pull)
 		time.Sleep(10 * time.Millisecond)
 	}
-	if n, most := made()-was, 1+int(time.Since(began)/w.c.Every); n < 1 || n > most {
-		t.Errorf("%d more comments in %s, want 1 to %d", n, time.Since(began), most)
+	if n, most := made()-was, 1+int(time.Since(began)/w.c.Every); n > most {
+		t.Errorf("%d more comments in %s, want at most %d", n, time.Since(began), most)
 	}
+	w.until("there is another", func() bool { return len(w.gh.Comments(repoName, pull)) == 1 })
 }
 
 // TestRenew: a check is written once more though it says the same, for the commit that was asked for and no other, and no

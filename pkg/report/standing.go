@@ -76,6 +76,8 @@ const (
 	StateClosed State = "closed"
 	// StateReplaced: by a newer version.
 	StateReplaced State = "replaced"
+	// StateRemoved: deleted, alone or with its endpoint, or of a repository that is not bound any more.
+	StateRemoved State = "removed"
 )
 
 // standing is where a version stands, and why.
@@ -309,9 +311,11 @@ func upcoming(e *rollout.Endpoint, v *rollout.Version) string {
 
 // over says whether the version's own story is told: what becomes of the endpoint then is news
 // for other pull requests.
-func (s standing) over() bool {
-	switch s.state {
-	case StateWorse, StateRolledBack, StatePromoted, StateClosed, StateReplaced:
+func (s standing) over() bool { return s.state.over() }
+
+func (s State) over() bool {
+	switch s {
+	case StateWorse, StateRolledBack, StatePromoted, StateClosed, StateReplaced, StateRemoved:
 		return true
 	default:
 		return false
@@ -346,6 +350,11 @@ func title(s standing) string {
 		return "promoted: it is the control" // and what it gets is other versions' news
 	case StateClosed:
 		return "taken out: pull request closed"
+	case StateRemoved:
+		if s.reason == rollout.ReasonNotBound {
+			return "not reported any more"
+		}
+		return "removed"
 	default:
 		return "replaced by another version"
 	}
