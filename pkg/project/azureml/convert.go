@@ -391,6 +391,9 @@ func (c *converter) deploymentConfig(f *File) {
 			c.became(d, n.field, n.to, strconv.Itoa(*n.from), "")
 		}
 	}
+	if n := dc.LivenessProbeRequirements.SuccessThreshold; n != nil && *n > 1 {
+		bad("livenessProbeRequirements.successThreshold", "write 1, or leave it out for the default, which is the same", "%d is not 1, and Kubernetes allows a liveness probe no other", *n)
+	}
 	if dc.Namespace != "" {
 		if !namespacePattern.MatchString(dc.Namespace) {
 			bad("namespace", "use at most 63 lower-case letters, digits and hyphens, and no hyphen at its beginning or end", "%q is not the name of a namespace", dc.Namespace)
