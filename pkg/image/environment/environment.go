@@ -213,6 +213,10 @@ func (l *loader) find(ctx context.Context, field, ref string) (Image, error) {
 	if l.resolve == nil {
 		return Image{}, errors.New("find image: nothing is given that resolves references")
 	}
+	// Whoever resolves it may know the digest, and not look at the name.
+	if e := project.CheckImage(field, ref); e != nil {
+		return Image{}, e
+	}
 	img, err := l.resolve(ctx, field, ref)
 	if err != nil {
 		return Image{}, err

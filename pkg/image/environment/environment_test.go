@@ -343,6 +343,10 @@ func TestRefusals(t *testing.T) {
 		says  string
 	}{
 		"no base":            {noBase, "environment.baseImage", "names no base image"},
+		"no name of a base":  {env(project.Environment{BaseImage: "p:1:2"}), "environment.baseImage", `"p:1:2" is not the name of an image`},
+		"a base's address":   {env(project.Environment{BaseImage: "https://r.example/p:1"}), "environment.baseImage", "is not the name of an image"},
+		"a base's password":  {env(project.Environment{BaseImage: "me:hunter2@r.example/p:1"}), "environment.baseImage", "has credentials in it"},
+		"a step's password":  {step(nil, "COPY --from=me:hunter2@r.example/p:1 /f /"), "environment.dockerSteps[0]", "has credentials in it"},
 		"no such base":       {env(project.Environment{BaseImage: "nothing:1"}), "environment.baseImage", "no image nothing:1"},
 		"dockerfile and":     {env(project.Environment{Dockerfile: "D", Conda: "c"}), "environment.conda", "exclude each other"},
 		"conda and":          {env(project.Environment{Requirements: "r", Conda: "c"}), "environment.requirements", "exclude each other"},
