@@ -105,7 +105,7 @@ func Load(ctx context.Context, dir string, env project.Environment, o Options) (
 // loader is what loading needs besides the definition.
 type loader struct {
 	*Definition
-	t       *tree
+	t       *tree // nil if files are not looked at
 	resolve func(ctx context.Context, field, ref string) (Image, error)
 }
 

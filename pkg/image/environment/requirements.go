@@ -130,6 +130,9 @@ func (r *pipReader) file(ctx context.Context, at place, p string, kind pipKind) 
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if r.t == nil {
+		return nil
+	}
 	to, err := r.t.resolve(at, p)
 	if err != nil {
 		return err
@@ -431,6 +434,9 @@ func (r *pipReader) global(ctx context.Context, at place, o option, dir string) 
 
 // local counts what a path in the project leads to. p must not be absolute.
 func (r *pipReader) local(ctx context.Context, at place, p string) (int, error) {
+	if r.t == nil {
+		return 1, nil
+	}
 	p = strings.TrimPrefix(p, "./")
 	if p == "" {
 		p = "."

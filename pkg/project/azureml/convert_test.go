@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/sluice-dev/sluice/pkg/image/environment"
 	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/pkg/project/azureml"
 	"github.com/sluice-dev/sluice/rollout"
@@ -274,5 +275,10 @@ func FuzzConvert(f *testing.F) {
 			return
 		}
 		accepted(t, c)
+		if text, ok := c.Files[azureml.CondaName]; ok {
+			if err := environment.CheckConda(azureml.CondaName, text); err != nil {
+				t.Fatalf("the Conda definition that was made is refused: %v\n%s", err, text)
+			}
+		}
 	})
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 
+	environments "github.com/sluice-dev/sluice/pkg/image/environment"
 	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -175,6 +176,12 @@ func (c *converter) environment(d *project.Document, prefix, dir string, e *envi
 		text, err := ordered(e.Python.CondaDependencies)
 		if e.Python.CondaDependencies[0] != '{' || err != nil {
 			d.Refuse(refuse(rollout.ReasonInvalid, field, `write it as {"channels": […], "dependencies": […]}`, "keys and values belong here: a Conda definition"))
+			return
+		}
+		if err := environments.CheckConda(CondaName, text); err != nil {
+			for _, e := range rollout.AsErrors(err) { // its line is one of the file that is not written
+				d.Refuse(refuse(e.Reason, field, e.Hint, "%s", e.Message))
+			}
 			return
 		}
 		c.Files[CondaName] = text
