@@ -191,13 +191,30 @@ func exclusive(env project.Environment) error {
 	return nil
 }
 
+// Architecture is what images call an architecture that has other names elsewhere, such as with `uname -m`: containerd's rules, but for
+// those of 32 bits, which would be others' hashes.
+func Architecture(name string) string {
+	switch name {
+	case "aarch64":
+		return "arm64"
+	case "x86_64", "x86-64":
+		return "amd64"
+	}
+	return name
+}
+
 // normalPlatform gives each platform one name: variants that are an architecture's only ones go.
 func normalPlatform(p string) (string, error) {
 	if p == "" {
 		p = DefaultPlatform
 	}
+	given := p
+	if parts := strings.Split(p, "/"); len(parts) > 1 {
+		parts[1] = Architecture(parts[1])
+		p = strings.Join(parts, "/")
+	}
 	if !platformPattern.MatchString(p) {
-		return "", refuse(rollout.ReasonInvalid, fieldPlatform, "write it as linux/amd64 or linux/arm64", "%q is not a platform for images", p)
+		return "", refuse(rollout.ReasonInvalid, fieldPlatform, "write it as linux/amd64 or linux/arm64", "%q is not a platform for images", given)
 	}
 	switch p {
 	case "linux/arm64/v8":

@@ -201,6 +201,8 @@ func TestWhatCounts(t *testing.T) {
 			with(func(*project.Environment, *environment.Options) {}),
 			with(func(e *project.Environment, _ *environment.Options) { e.Variables = map[string]string{"A": "b"} }),
 			with(func(_ *project.Environment, o *environment.Options) { o.Platform = "linux/amd64" }),
+			with(func(_ *project.Environment, o *environment.Options) { o.Platform = "linux/x86_64" }),
+			with(func(_ *project.Environment, o *environment.Options) { o.Platform = "linux/x86-64" }),
 			with(func(_ *project.Environment, o *environment.Options) { o.Micromamba = "other:1" }),
 			reqs("# none\n"), reqs(""), reqs("-r a.txt", "a.txt", ""),
 			with(func(e *project.Environment, o *environment.Options) {
@@ -211,6 +213,7 @@ func TestWhatCounts(t *testing.T) {
 		"arm64": {
 			with(func(_ *project.Environment, o *environment.Options) { o.Platform = "linux/arm64" }),
 			with(func(_ *project.Environment, o *environment.Options) { o.Platform = "linux/arm64/v8" }),
+			with(func(_ *project.Environment, o *environment.Options) { o.Platform = "linux/aarch64" }),
 		},
 		"arm v7": {with(func(_ *project.Environment, o *environment.Options) { o.Platform = "linux/arm/v7" })},
 
