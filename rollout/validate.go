@@ -36,6 +36,7 @@ const (
 	maxSlots    = 512
 	maxMillis   = 24 * 60 * 60 * 1000
 	maxDevices  = 1_000_000
+	maxMisses   = 1000
 	maxExtended = 64
 	// maxQuantityLen and maxObjectName are how long a quantity, and a Secret's name or key, may be.
 	maxQuantityLen = 64
@@ -254,6 +255,13 @@ func validateSettings(field string, s Settings) []*Error {
 		atLeast("livenessProbe.timeoutSeconds", p.TimeoutSeconds, 1)
 		atLeast("livenessProbe.successThreshold", p.SuccessThreshold, 1)
 		atLeast("livenessProbe.failureThreshold", p.FailureThreshold, 1)
+		atMost("livenessProbe.initialDelaySeconds", p.InitialDelaySeconds, maxMillis/1000)
+		atMost("livenessProbe.periodSeconds", p.PeriodSeconds, maxMillis/1000)
+		atMost("livenessProbe.timeoutSeconds", p.TimeoutSeconds, maxMillis/1000)
+		if p.SuccessThreshold > 1 {
+			add(ReasonInvalid, "livenessProbe.successThreshold", "use 1, or leave it out", "%d is not 1, and Kubernetes allows a liveness probe no other", p.SuccessThreshold)
+		}
+		atMost("livenessProbe.failureThreshold", p.FailureThreshold, maxMisses)
 	}
 	if sv := s.Server; sv != nil {
 		if sv.Port < 0 || sv.Port > 65535 {

@@ -85,6 +85,7 @@ func TestInvariants(t *testing.T) {
 // TestWhatClustersUnderstand: settings that only a cluster carries out are checked for their form here.
 func TestWhatClustersUnderstand(t *testing.T) {
 	resources := func(r rollout.Resources) rollout.Settings { return rollout.Settings{Resources: &r} }
+	probe := func(p rollout.Probe) rollout.Settings { return rollout.Settings{LivenessProbe: &p} }
 	secret := func(name, key string) rollout.Settings {
 		return rollout.Settings{EnvironmentVariables: map[string]rollout.EnvValue{"TOKEN": {Secret: name, Key: key}}}
 	}
@@ -93,6 +94,7 @@ func TestWhatClustersUnderstand(t *testing.T) {
 		resources(rollout.Resources{CPU: "500m", Memory: "1Gi", CPULimit: "2", MemoryLimit: "1.5e9", GPU: 1, GPUResource: "nvidia.com/gpu", Extended: map[string]int64{"vendor.example/fpga": 2}}),
 		resources(rollout.Resources{CPU: ".5", Memory: "128974848", CPULimit: "+1.", MemoryLimit: "1E3"}),
 		secret("credentials", "token"), secret("a.b-c", ".dockerconfigjson"), secret("0", "A_b-1.pem"),
+		probe(rollout.Probe{}), probe(rollout.Probe{InitialDelaySeconds: 86_400, PeriodSeconds: 86_400, TimeoutSeconds: 86_400, SuccessThreshold: 1, FailureThreshold: 1000}),
 		{Template: map[string]any{"spec": map[string]any{"nodeSelector": map[string]any{"pool": "gpu"}}}},
 	} {
 		if errs := rollout.ValidateSettings("version", good); len(errs) > 0 {
@@ -117,6 +119,11 @@ func TestWhatClustersUnderstand(t *testing.T) {
 		"version.resources.extended":                 {resources(rollout.Resources{Extended: many})},
 		"version.resources.extended[fpga]":           {resources(rollout.Resources{Extended: map[string]int64{"fpga": 1}})},
 		"version.resources.extended[a.b/c]":          {resources(rollout.Resources{Extended: map[string]int64{"a.b/c": -1}})},
+		"version.livenessProbe.initialDelaySeconds":  {probe(rollout.Probe{InitialDelaySeconds: 86_401}), probe(rollout.Probe{InitialDelaySeconds: 1 << 32})},
+		"version.livenessProbe.periodSeconds":        {probe(rollout.Probe{PeriodSeconds: 86_401}), probe(rollout.Probe{PeriodSeconds: math.MaxInt32 + 1})},
+		"version.livenessProbe.timeoutSeconds":       {probe(rollout.Probe{TimeoutSeconds: 86_401})},
+		"version.livenessProbe.successThreshold":     {probe(rollout.Probe{SuccessThreshold: 2}), probe(rollout.Probe{SuccessThreshold: -1})},
+		"version.livenessProbe.failureThreshold":     {probe(rollout.Probe{FailureThreshold: 1001})},
 		"version.environmentVariables[TOKEN].secret": {secret("Bad", "k"), secret("", "k"), secret("a_b", "k"), secret("a..b", "k"), secret(long, "k")},
 		"version.environmentVariables[TOKEN].key":    {secret("s", ""), secret("s", "a b"), secret("s", ".."), secret("s", "..data"), secret("s", "a/b"), secret("s", long)},
 		"version.environmentVariables[TOKEN]":        {{EnvironmentVariables: map[string]rollout.EnvValue{"TOKEN": {Value: "v", Secret: "s", Key: "k"}}}},

@@ -348,6 +348,11 @@ func TestPlatformsAndPullRegistry(t *testing.T) {
 	if again.Image != r.host+"/models/other@"+digest {
 		t.Errorf("with the runner's image: %s, want the digest %s", again.Image, digest)
 	}
+	// By another name of the architecture.
+	s.Platform = "linux/" + strings.NewReplacer("amd64", "x86_64", "arm64", "aarch64").Replace(runtime.GOARCH)
+	if named := ship(t, s, project(t)); named.Image != again.Image {
+		t.Errorf("for %s: %s, want %s", s.Platform, named.Image, again.Image)
+	}
 }
 
 // get is the first refusal of an error.

@@ -439,8 +439,13 @@ func TestCredentialsInNames(t *testing.T) {
 		"find":       func() error { _, err := c.Find(t.Context(), "x", ref, v1.Platform{}); return err },
 		"repository": func() error { _, err := c.Repository("bob:s3cret@registry.example/m"); return err },
 		"token":      func() error { _, err := c.Repository("s3cret@registry.example/m"); return err },
-		"attach":     func() error { _, _, err := c.Attach(t.Context(), ref, "x", nil); return err },
-		"resolve":    func() error { _, err := c.Resolved(t.Context(), "x", ref); return err },
+		"a port": func() error {
+			_, err := c.Find(t.Context(), "x", "s3cret@registry.example:5000/M", v1.Platform{})
+			return err
+		},
+		"a scheme": func() error { _, err := c.Repository("https://bob:s3cret@registry.example/M"); return err },
+		"attach":   func() error { _, _, err := c.Attach(t.Context(), ref, "x", nil); return err },
+		"resolve":  func() error { _, err := c.Resolved(t.Context(), "x", ref); return err },
 	} {
 		err := f()
 		refused(t, err, rollout.ReasonInvalid, "has credentials in it", "docker login")

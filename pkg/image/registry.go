@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
 
@@ -170,8 +171,7 @@ const imageForm = "write it as [HOST[:PORT]/]NAME[:TAG], or with @sha256:… for
 
 // badName refuses ref, which should be what. What may be credentials in it is not told.
 func badName(field, form, ref, what string, err error) *rollout.Error {
-	host, _, _ := strings.Cut(ref, "/")
-	if name, after, has := strings.Cut(host, "@"); has && (strings.Contains(name, ":") || !strings.Contains(after, ":")) {
+	if project.HasUser(ref) {
 		return refuse(rollout.ReasonInvalid, field, "take them out, and log in with `docker login` (or the like: its credential store is read)", "what should be %s has credentials in it", what)
 	}
 	return refuse(rollout.ReasonInvalid, field, form, "%q is not %s: %v", ref, what, err)

@@ -107,6 +107,7 @@ func (s Shipper) underlay(ctx context.Context, dir string, besides []fs.FileInfo
 			return refuse(rollout.ReasonInvalid, fieldPlatform, "write it as linux/amd64 or linux/arm64", "%q is not a platform for images", s.Platform)
 		}
 		p.Platform = *asked
+		p.Platform.Architecture = environment.Architecture(asked.Architecture)
 	}
 	var err error
 	switch {

@@ -55,6 +55,11 @@ func (m *Manifest) check() []*rollout.Error {
 	var c checker
 	m.checkHead(&c)
 	m.checkModels(&c)
+	if ref := m.Environment.BaseImage; ref != "" {
+		if e := CheckImage("environment.baseImage", ref); e != nil {
+			c.errs = append(c.errs, e)
+		}
+	}
 	for name := range m.Environment.Variables {
 		field := fmt.Sprintf("environment.variables[%s]", name)
 		if !variablePattern.MatchString(name) {

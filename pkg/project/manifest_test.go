@@ -275,6 +275,20 @@ func TestParseNotSupportedYet(t *testing.T) {
 	}
 }
 
+// TestBaseImage: what is no name of an image is refused, and credentials in one are not told.
+func TestBaseImage(t *testing.T) {
+	for ref, want := range map[string]string{
+		"python:3.12-slim": "", "localhost:5000/a/b": "", "R.example/p@sha256:" + strings.Repeat("0a", 32): "", "p:1@sha256:" + strings.Repeat("0a", 32): "",
+		"p:1:2": "is not the name of an image", " p:1 ": "is not the name of an image", "R.example/P:1": "is not the name of an image", "https://r.example/p:1": "has // in it",
+		"bob:s3cret@r.example/p": "has credentials in it", "s3cret@r.example:5000/p": "has credentials in it", "https://bob:s3cret@r.example/p": "has credentials in it", "bob:s3/cret@r.example/p@sha256:1": "has credentials in it",
+	} {
+		_, err := Parse("sluice.yaml", []byte(head+script+"environment: {baseImage: '"+ref+"'}\n"))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), "sluice.yaml:5:15: environment.baseImage: ") || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3") || rollout.ReasonOf(err) != rollout.ReasonInvalid) {
+			t.Errorf("%q: %v, want %q", ref, err, want)
+		}
+	}
+}
+
 // TestModelsFromElsewhere: what is wrong with an address is said without quoting it.
 func TestModelsFromElsewhere(t *testing.T) {
 	sum := strings.Repeat("0a", 32)

@@ -78,6 +78,13 @@ func (l *loader) loadConda(ctx context.Context, name string) error {
 	return r.definition(ctx, root)
 }
 
+// CheckConda refuses a Conda definition as Load does, but for what other files of the project say that it names: they may not be
+// there yet. name is the definition's, for refusals.
+func CheckConda(name string, data []byte) error {
+	l := loader{Definition: &Definition{given: map[string][]byte{name: data}, packages: fileSet{}}}
+	return l.loadConda(context.Background(), name)
+}
+
 // condaReader reads a Conda definition strictly: what readers of YAML may understand differently is
 // refused.
 type condaReader struct {

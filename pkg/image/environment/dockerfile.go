@@ -220,6 +220,23 @@ func (r *references) expand(word string) (string, error) {
 	return out, err
 }
 
+// spelt stands for a variable by its name.
+type spelt struct{}
+
+// Get implements shell.EnvGetter.
+func (spelt) Get(name string) (string, bool) { return "$" + name, true }
+
+// Keys implements shell.EnvGetter.
+func (spelt) Keys() []string { return nil }
+
+// spell gives a source for messages: as expand does, but with its variables' names, and without credentials.
+func (r *references) spell(word string) string {
+	if out, _, err := shell.NewLex(r.escape).ProcessWord(word, spelt{}); err == nil {
+		word = out
+	}
+	return shown(withoutUser(word))
+}
+
 // expandGlobal gives a word of FROM, whose variables are arguments with defaults and what BuildKit says of
 // platforms; that of the builder's own is not known.
 func (r *references) expandGlobal(word string) (string, error) {
@@ -386,17 +403,17 @@ func (r *references) sources(ctx context.Context, at place, instruction string, 
 	for _, word := range words {
 		src, err := r.expand(word)
 		if err != nil {
-			return at.invalid("", "%s %s cannot be read: %v", instruction, word, err)
+			return at.invalid("", "%s %s cannot be read: %v", instruction, r.spell(word), err)
 		}
 		switch kind := remoteKind(src); {
 		case kind != "" && instruction == "COPY":
-			return at.invalid("use ADD --checksum=…", "COPY %s: COPY reads no %s", word, kind)
+			return at.invalid("use ADD --checksum=…", "COPY %s: COPY reads no %s", r.spell(word), kind)
 		case kind == "address" && !digestPattern.MatchString(checksum):
 			return at.invalid("add --checksum=sha256:… with the file's SHA-256, or keep the file in the project and COPY it",
-				"ADD %s: its content is not known, so it cannot count", withoutUser(src))
+				"ADD %s: its content is not known, so it cannot count", r.spell(word))
 		case kind == "git repository" && !commitPattern.MatchString(checksum):
 			return at.invalid("add --checksum= with the full hash of the commit, or keep the files in the project and COPY them",
-				"ADD %s: its content is not known, so it cannot count", withoutUser(src))
+				"ADD %s: its content is not known, so it cannot count", r.spell(word))
 		case kind != "":
 			// They would be in the image's history. One with a variable in it may be none yet.
 			if u, err := url.Parse(src); err == nil && u.User != nil {
@@ -404,8 +421,10 @@ func (r *references) sources(ctx context.Context, at place, instruction string, 
 					return err
 				}
 			}
-		case strings.HasPrefix(src, unknownValue) && (r.own && instruction == "ADD"), strings.Contains(src, unknownValue) && !r.own:
-			return at.invalid("write the path out", "%s %s: a source with a variable is not known before the build", instruction, word)
+		case !r.own && strings.Contains(src, unknownValue):
+			return at.invalid("write the path out", "%s %s: a source with a variable is not known before the build", instruction, r.spell(word))
+		case instruction == "ADD" && mayBecomeRemote(src):
+			return at.invalid("write it out, or begin it with ./ if it is a file of the project", "ADD %s: a source with a variable may be an address, whose content is not known", r.spell(word))
 		case !r.own:
 			local = append(local, src)
 		}
@@ -433,6 +452,14 @@ func remoteKind(src string) string {
 		return "git repository"
 	}
 	return "address"
+}
+
+// mayBecomeRemote says of a source that is local as it stands whether its variables could make it a remote one. They cannot behind
+// a slash, unless that is one of a scheme's two (`https:/$V`).
+func mayBecomeRemote(src string) bool {
+	before, _, variable := strings.Cut(src, unknownValue)
+	first, _, slash := strings.Cut(before, "/")
+	return variable && (!slash || strings.Contains(first, ":"))
 }
 
 // copied adds what sources name in the build context. At least one of them must name something; one

@@ -105,7 +105,7 @@ func Load(ctx context.Context, dir string, env project.Environment, o Options) (
 // loader is what loading needs besides the definition.
 type loader struct {
 	*Definition
-	t       *tree
+	t       *tree // nil if files are not looked at
 	resolve func(ctx context.Context, field, ref string) (Image, error)
 }
 
@@ -191,13 +191,30 @@ func exclusive(env project.Environment) error {
 	return nil
 }
 
+// Architecture is what images call an architecture that has other names elsewhere, such as with `uname -m`: containerd's rules, but for
+// those of 32 bits, which would be others' hashes.
+func Architecture(name string) string {
+	switch name {
+	case "aarch64":
+		return "arm64"
+	case "x86_64", "x86-64":
+		return "amd64"
+	}
+	return name
+}
+
 // normalPlatform gives each platform one name: variants that are an architecture's only ones go.
 func normalPlatform(p string) (string, error) {
 	if p == "" {
 		p = DefaultPlatform
 	}
+	given := p
+	if parts := strings.Split(p, "/"); len(parts) > 1 {
+		parts[1] = Architecture(parts[1])
+		p = strings.Join(parts, "/")
+	}
 	if !platformPattern.MatchString(p) {
-		return "", refuse(rollout.ReasonInvalid, fieldPlatform, "write it as linux/amd64 or linux/arm64", "%q is not a platform for images", p)
+		return "", refuse(rollout.ReasonInvalid, fieldPlatform, "write it as linux/amd64 or linux/arm64", "%q is not a platform for images", given)
 	}
 	switch p {
 	case "linux/arm64/v8":
@@ -212,6 +229,10 @@ func normalPlatform(p string) (string, error) {
 func (l *loader) find(ctx context.Context, field, ref string) (Image, error) {
 	if l.resolve == nil {
 		return Image{}, errors.New("find image: nothing is given that resolves references")
+	}
+	// Whoever resolves it may know the digest, and not look at the name.
+	if e := project.CheckImage(field, ref); e != nil {
+		return Image{}, e
 	}
 	img, err := l.resolve(ctx, field, ref)
 	if err != nil {

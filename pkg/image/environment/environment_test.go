@@ -201,6 +201,8 @@ func TestWhatCounts(t *testing.T) {
 			with(func(*project.Environment, *environment.Options) {}),
 			with(func(e *project.Environment, _ *environment.Options) { e.Variables = map[string]string{"A": "b"} }),
 			with(func(_ *project.Environment, o *environment.Options) { o.Platform = "linux/amd64" }),
+			with(func(_ *project.Environment, o *environment.Options) { o.Platform = "linux/x86_64" }),
+			with(func(_ *project.Environment, o *environment.Options) { o.Platform = "linux/x86-64" }),
 			with(func(_ *project.Environment, o *environment.Options) { o.Micromamba = "other:1" }),
 			reqs("# none\n"), reqs(""), reqs("-r a.txt", "a.txt", ""),
 			with(func(e *project.Environment, o *environment.Options) {
@@ -211,6 +213,7 @@ func TestWhatCounts(t *testing.T) {
 		"arm64": {
 			with(func(_ *project.Environment, o *environment.Options) { o.Platform = "linux/arm64" }),
 			with(func(_ *project.Environment, o *environment.Options) { o.Platform = "linux/arm64/v8" }),
+			with(func(_ *project.Environment, o *environment.Options) { o.Platform = "linux/aarch64" }),
 		},
 		"arm v7": {with(func(_ *project.Environment, o *environment.Options) { o.Platform = "linux/arm/v7" })},
 
@@ -298,6 +301,7 @@ func TestWhatCounts(t *testing.T) {
 		"own, ignored":        {own("Dockerfile", "FROM debian:12\n", ".dockerignore", "*\n", "f", "x"), own("Dockerfile", "FROM debian:12\n", ".dockerignore", "*", "f", "y"), own("Dockerfile", "FROM debian:12\n", "Dockerfile.dockerignore", "*")},
 		"own, another image":  {own("Dockerfile", "FROM python:3.12-slim\n", "f", "x")},
 		"own, several stages": {own("Dockerfile", "ARG V=12\nFROM debian:${V} AS a\nFROM scratch\nCOPY --from=a /x /x\nCOPY --from=0 /x /x\nCOPY --from=tools:1 $A/x /x\n")},
+		"own, variable paths": {own("Dockerfile", "FROM debian:12\nARG V=1\nADD ./f-$V.tgz /a/$V /\nCOPY f-$V.tgz /\nADD --checksum="+baseDigest+" https://h.example/$V /\n")},
 		"own, a syntax":       {own("Dockerfile", "# syntax=tools:1\nFROM debian:12\n")},
 		"own, a fixed syntax": {own("Dockerfile", "# syntax=tools@"+baseDigest+"\nFROM debian:12\n")},
 	}
@@ -342,6 +346,10 @@ func TestRefusals(t *testing.T) {
 		says  string
 	}{
 		"no base":            {noBase, "environment.baseImage", "names no base image"},
+		"no name of a base":  {env(project.Environment{BaseImage: "p:1:2"}), "environment.baseImage", `"p:1:2" is not the name of an image`},
+		"a base's address":   {env(project.Environment{BaseImage: "https://r.example/p:1"}), "environment.baseImage", "is not the name of an image"},
+		"a base's password":  {env(project.Environment{BaseImage: "me:hunter2@r.example/p:1"}), "environment.baseImage", "has credentials in it"},
+		"a step's password":  {step(nil, "COPY --from=me:hunter2@r.example/p:1 /f /"), "environment.dockerSteps[0]", "has credentials in it"},
 		"no such base":       {env(project.Environment{BaseImage: "nothing:1"}), "environment.baseImage", "no image nothing:1"},
 		"dockerfile and":     {env(project.Environment{Dockerfile: "D", Conda: "c"}), "environment.conda", "exclude each other"},
 		"conda and":          {env(project.Environment{Requirements: "r", Conda: "c"}), "environment.requirements", "exclude each other"},
@@ -364,6 +372,13 @@ func TestRefusals(t *testing.T) {
 		"package absolute":     {reqs("/opt/pkg"), "requirements.txt:1", "leaves the project"},
 		"package by file":      {reqs("a @ file:///opt/pkg"), "requirements.txt:1", "leaves the project"},
 		"empty package":        {reqs("./pkg", "pkg/x", "", ".dockerignore", "pkg/x"), "requirements.txt:1", "holds no files"},
+		"an index on a disk":   {reqs("a\n--index-url ./simple", "simple/a/index.html", ""), "requirements.txt:2", "--index-url ./simple is no address on the web"},
+		"-i on a disk":         {reqs("-i simple", "simple/a/index.html", ""), "requirements.txt:1", "--index-url simple is no address"},
+		"extra on a disk":      {reqs("--extra-index-url ../x"), "requirements.txt:1", "--extra-index-url ../x is no address"},
+		"an absolute index":    {reqs("--index-url /srv/simple"), "requirements.txt:1", "--index-url /srv/simple is no address"},
+		"an index, no host":    {reqs("--index-url https:simple"), "requirements.txt:1", "is no address"},
+		"links, other scheme":  {reqs("-f ftp://h.example/x"), "requirements.txt:1", "--find-links ftp://h.example/x is no address"},
+		"links, absolute":      {reqs("-r sub/r.txt", "sub/r.txt", "-f /wheels", "sub/wheels/a.whl", ""), "sub/r.txt:1", "/wheels leaves the project"},
 		"missing links":        {reqs("-f wheels"), "requirements.txt:1", "there is no wheels"},
 		"unknown option":       {reqs("--index=x"), "requirements.txt:1", "the option --index is not known"},
 		"option, no value":     {reqs("a\n-i"), "requirements.txt:2", "has no value"},
@@ -425,16 +440,22 @@ func TestRefusals(t *testing.T) {
 		"--from a stage":    {step(nil, "COPY --from=0 /f /"), "environment.dockerSteps[0]", "names a stage"},
 		"--from no image":   {step(nil, "COPY --from=nothing:1 /f /"), "environment.dockerSteps[0]", "no image nothing:1"},
 
-		"own, none":        {env(project.Environment{Dockerfile: "D"}), "environment.dockerfile", "there is no D"},
-		"own, no FROM":     {own("Dockerfile", "RUN a\n"), "Dockerfile", "no build stage"},
-		"own, unknown":     {own("Dockerfile", "FROM debian:12\n\nFOO a\n"), "Dockerfile:3", "unknown instruction"},
-		"own, a variable":  {own("Dockerfile", "ARG A\nFROM $A\n"), "Dockerfile:2", "not known before the build"},
-		"own, a builder's": {own("Dockerfile", "FROM --platform=$BUILDPLATFORM debian:12\n"), "Dockerfile:1", "another platform"},
-		"own, a download":  {own("Dockerfile", "FROM debian:12\nRUN a\nADD https://h.example/f /\n"), "Dockerfile:3", "its content is not known"},
-		"own, no syntax":   {own("Dockerfile", "# syntax=nothing:1\nFROM debian:12\n"), "environment.dockerfile", "no image nothing:1"},
-		"own, ONBUILD":     {own("Dockerfile", "FROM debian:12 AS a\nONBUILD ADD https://h.example/f /\nFROM a\n"), "Dockerfile:2", "its content is not known"},
-		"own, ONBUILD of":  {own("Dockerfile", "FROM debian:12 AS a\nONBUILD COPY --from=nothing:1 /f /\nFROM a\n"), "environment.dockerfile", "no image nothing:1"},
-		"own, a link":      {own("Dockerfile", "FROM debian:12\n", "l", "-> /etc/passwd"), "environment.dockerfile", "leaves the project"},
+		"own, none":                  {env(project.Environment{Dockerfile: "D"}), "environment.dockerfile", "there is no D"},
+		"own, no FROM":               {own("Dockerfile", "RUN a\n"), "Dockerfile", "no build stage"},
+		"own, unknown":               {own("Dockerfile", "FROM debian:12\n\nFOO a\n"), "Dockerfile:3", "unknown instruction"},
+		"own, a variable":            {own("Dockerfile", "ARG A\nFROM $A\n"), "Dockerfile:2", "not known before the build"},
+		"own, a builder's":           {own("Dockerfile", "FROM --platform=$BUILDPLATFORM debian:12\n"), "Dockerfile:1", "another platform"},
+		"own, a download":            {own("Dockerfile", "FROM debian:12\nRUN a\nADD https://h.example/f /\n"), "Dockerfile:3", "its content is not known"},
+		"own, a variable address":    {own("Dockerfile", "FROM debian:12\nARG V=x\nADD https://h.example/$V /f\n"), "Dockerfile:3", "ADD https://h.example/$V: its content"},
+		"own, a variable host":       {own("Dockerfile", "FROM debian:12\nARG H=h.example\nADD git@${H}:org/f.git /f\n"), "Dockerfile:3", "ADD git@$H:org/f.git: a source with a variable"},
+		"own, a variable scheme":     {own("Dockerfile", "FROM debian:12\nARG V=://h.example/f\nADD https$V /f\n"), "Dockerfile:3", "ADD https$V: a source with a variable"},
+		"own, a variable slash":      {own("Dockerfile", "FROM debian:12\nARG V=/h.example/f\nADD https:/$V /f\n"), "Dockerfile:3", "ADD https:/$V: a source with a variable"},
+		"own, a variable's whole":    {own("Dockerfile", "FROM debian:12\nARG V=x\nADD $V/f /f\n"), "Dockerfile:3", "ADD $V/f: a source with a variable"},
+		"own, COPY with credentials": {own("Dockerfile", "FROM debian:12\nARG V=x\nCOPY https://me:$V@h.example/f /f\n"), "Dockerfile:3", "COPY https://…@h.example/f: COPY reads no address"},
+		"own, no syntax":             {own("Dockerfile", "# syntax=nothing:1\nFROM debian:12\n"), "environment.dockerfile", "no image nothing:1"},
+		"own, ONBUILD":               {own("Dockerfile", "FROM debian:12 AS a\nONBUILD ADD https://h.example/f /\nFROM a\n"), "Dockerfile:2", "its content is not known"},
+		"own, ONBUILD of":            {own("Dockerfile", "FROM debian:12 AS a\nONBUILD COPY --from=nothing:1 /f /\nFROM a\n"), "environment.dockerfile", "no image nothing:1"},
+		"own, a link":                {own("Dockerfile", "FROM debian:12\n", "l", "-> /etc/passwd"), "environment.dockerfile", "leaves the project"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := c.load(t)
@@ -451,6 +472,9 @@ func TestRefusals(t *testing.T) {
 			}
 			if at != c.place && !strings.HasPrefix(at, c.place+":") || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("at %s: %v, want %s: %s", at, err, c.place, c.says)
+			}
+			if strings.Contains(err.Error(), "\x00") || strings.Contains(err.Error(), `\x00`) {
+				t.Errorf("the error has what stands for a variable: %q", err)
 			}
 			if strings.Contains(err.Error(), "hunter2") {
 				t.Errorf("the error tells the password: %v", err)

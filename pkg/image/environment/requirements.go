@@ -130,6 +130,9 @@ func (r *pipReader) file(ctx context.Context, at place, p string, kind pipKind) 
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if r.t == nil {
+		return nil
+	}
 	to, err := r.t.resolve(at, p)
 	if err != nil {
 		return err
@@ -393,15 +396,18 @@ func splitOptions(at place, s string) ([]string, error) {
 func (r *pipReader) global(ctx context.Context, at place, o option, dir string) error {
 	switch o.long {
 	case "--index-url", "--extra-index-url":
-		if err := checkURL(at, o.value); err != nil {
+		if err := checkWeb(at, o); err != nil {
 			return err
 		}
 	case "--find-links":
 		if strings.Contains(o.value, "://") || strings.HasPrefix(o.value, "file:") {
-			if err := checkURL(at, o.value); err != nil {
+			if err := checkWeb(at, o); err != nil {
 				return err
 			}
 			break
+		}
+		if path.IsAbs(o.value) {
+			return at.refuse(rollout.ReasonUnsafeFile, "keep what the environment needs inside the project", "%s leaves the project", shown(o.value))
 		}
 		// As in pip: from the file's directory if it is there, else from where pip runs.
 		for _, from := range []string{dir, r.cwd + "/"} {
@@ -428,6 +434,9 @@ func (r *pipReader) global(ctx context.Context, at place, o option, dir string) 
 
 // local counts what a path in the project leads to. p must not be absolute.
 func (r *pipReader) local(ctx context.Context, at place, p string) (int, error) {
+	if r.t == nil {
+		return 1, nil
+	}
 	p = strings.TrimPrefix(p, "./")
 	if p == "" {
 		p = "."
@@ -665,4 +674,16 @@ func checkURL(at place, s string) error {
 		return at.credentials(u.Host)
 	}
 	return checkSecrets(at, s)
+}
+
+// checkWeb refuses an option's value that is no address on the web: pip takes it for a path then, whose content does not count.
+func checkWeb(at place, o option) error {
+	if err := checkURL(at, o.value); err != nil {
+		return err
+	}
+	if u, err := url.Parse(o.value); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return at.invalid("write it as https://HOST/PATH; for packages in the project use --find-links DIRECTORY",
+			"%s %s is no address on the web, so its content is not known and cannot count", o.long, shown(withoutUser(o.value)))
+	}
+	return nil
 }

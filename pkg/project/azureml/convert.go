@@ -257,7 +257,11 @@ func (c *converter) leaveOut(fields []string) error {
 
 // open decodes a file.
 func (c *converter) open(f *File, kind Kind, into any, begin string) *project.Document {
-	hints := map[string]string{"enableAppInsights": "write it as appInsightsEnabled; Azure ML ignored this"}
+	const ours = "remove it; keys of a sluice.yaml are none of Azure ML's files"
+	hints := map[string]string{"enableAppInsights": "write it as appInsightsEnabled; Azure ML ignored this", "apiVersion": ours, "kind": ours}
+	if kind == Deployment {
+		hints["aadAuthEnabled"] = "write it as tokenAuthEnabled; this is its name in the REST API, and Azure ML ignored it in files"
+	}
 	for _, row := range Fields() {
 		if row.SDK != "" && row.File == kind {
 			hints[row.SDK] = "write it as " + row.Path + "; this is its name in the Python SDK, and Azure ML ignored it in files"
@@ -390,6 +394,9 @@ func (c *converter) deploymentConfig(f *File) {
 			n.set(*n.from)
 			c.became(d, n.field, n.to, strconv.Itoa(*n.from), "")
 		}
+	}
+	if n := dc.LivenessProbeRequirements.SuccessThreshold; n != nil && *n > 1 {
+		bad("livenessProbeRequirements.successThreshold", "write 1, or leave it out for the default, which is the same", "%d is not 1, and Kubernetes allows a liveness probe no other", *n)
 	}
 	if dc.Namespace != "" {
 		if !namespacePattern.MatchString(dc.Namespace) {

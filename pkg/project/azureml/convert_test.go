@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/sluice-dev/sluice/pkg/image/environment"
 	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/pkg/project/azureml"
 	"github.com/sluice-dev/sluice/rollout"
@@ -149,6 +150,8 @@ func TestMistakes(t *testing.T) {
 		{"a comment at the beginning", "// mine\n" + ic, dc, "", "ic.json:1: JSON has no comments"},
 		{"no comment, but a mistake", `{"entryScript": "a//b.py", "description": "\\\" // \\\\", "x": 1}`, dc, "", `unknown key "x"`},
 		{"unknown key", "{\n \"entryScipt\": \"score.py\"}", dc, "", `ic.json:2:2: entryScipt: unknown key "entryScipt" (unknown_field); did you mean "entryScript"?`},
+		{"a key of the REST API", ic, `{"computeType": "aks", "aadAuthEnabled": true}`, "", "write it as tokenAuthEnabled; this is its name in the REST API"},
+		{"a key of a sluice.yaml", ic, `{"computeType": "aks", "apiVersion": "x"}`, "", `apiVersion: unknown key "apiVersion" (unknown_field); remove it; keys of a sluice.yaml are none`},
 		{"a key of the SDK", `{"entry_script": "score.py"}`, dc, "", "write it as entryScript; this is its name in the Python SDK, and Azure ML ignored it in files"},
 		{"a key of the SDK", ic, `{"computeType": "aks", "auth_enabled": true}`, "", "write it as authEnabled; "},
 		{"a key at the wrong place", ic, `{"computeType": "aks", "minReplicas": 1}`, "", "it belongs to autoScaler.minReplicas"},
@@ -274,5 +277,10 @@ func FuzzConvert(f *testing.F) {
 			return
 		}
 		accepted(t, c)
+		if text, ok := c.Files[azureml.CondaName]; ok {
+			if err := environment.CheckConda(azureml.CondaName, text); err != nil {
+				t.Fatalf("the Conda definition that was made is refused: %v\n%s", err, text)
+			}
+		}
 	})
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 
+	environments "github.com/sluice-dev/sluice/pkg/image/environment"
 	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -83,7 +84,7 @@ func (c *converter) legacy(d *project.Document, ic *inference) {
 			}
 		}
 	default:
-		d.Refuse(refuse(rollout.ReasonInvalid, field, `write it as {"address": "registry.example"}`, "an address, or an object with one, belongs here, not %s", short(x)))
+		d.Refuse(refuse(rollout.ReasonInvalid, field, `write it as {"address": "registry.example"}`, "an address, or an object with one, belongs here"))
 	}
 	c.baseImage(d, "baseImage", ic.BaseImage, field, address)
 }
@@ -97,16 +98,31 @@ func (c *converter) baseImage(d *project.Document, field, image, registryField, 
 		}
 		return
 	}
+	if !c.image(d, field, image) {
+		return
+	}
 	note := ""
 	if registry != "" && !strings.HasPrefix(image, registry+"/") {
 		image = registry + "/" + image
 		note = "with its registry"
+		if !c.image(d, registryField, image) {
+			return
+		}
 	}
 	if registry != "" {
 		c.became(d, registryField, "environment.baseImage", image, "")
 	}
 	c.Manifest.Environment.BaseImage = image
 	c.became(d, field, "environment.baseImage", image, note)
+}
+
+// image refuses what is not the name of an image, and says whether it is one.
+func (c *converter) image(d *project.Document, field, ref string) bool {
+	e := project.CheckImage(field, ref)
+	if e != nil {
+		d.Refuse(e)
+	}
+	return e == nil
 }
 
 // environment reads an environment object; its paths are relative to dir, and prefix stands before its fields.
@@ -160,6 +176,12 @@ func (c *converter) environment(d *project.Document, prefix, dir string, e *envi
 		text, err := ordered(e.Python.CondaDependencies)
 		if e.Python.CondaDependencies[0] != '{' || err != nil {
 			d.Refuse(refuse(rollout.ReasonInvalid, field, `write it as {"channels": […], "dependencies": […]}`, "keys and values belong here: a Conda definition"))
+			return
+		}
+		if err := environments.CheckConda(CondaName, text); err != nil {
+			for _, e := range rollout.AsErrors(err) { // its line is one of the file that is not written
+				d.Refuse(refuse(e.Reason, field, e.Hint, "%s", e.Message))
+			}
 			return
 		}
 		c.Files[CondaName] = text
@@ -266,7 +288,10 @@ func (c *converter) steps(d *project.Document, field, text string, from bool) {
 		switch {
 		case instruction == "from" && from && i == 0:
 			if n.Next == nil || n.Next.Next != nil || len(n.Flags) > 0 || strings.ContainsAny(n.Next.Value, "$") || n.Next.Value == "scratch" {
-				bad(several, "%s is no FROM with an image alone", step)
+				bad(several, "what stands in line %d is no FROM with an image alone", n.StartLine)
+				return
+			}
+			if !c.image(d, field, n.Next.Value) {
 				return
 			}
 			env.BaseImage = n.Next.Value

@@ -112,7 +112,7 @@ func Fields() []Field {
 		sdk(d("livenessProbeRequirements.initialDelaySeconds", "version.livenessProbe.initialDelaySeconds"), "initial_delay_seconds"),
 		sdk(d("livenessProbeRequirements.periodSeconds", "version.livenessProbe.periodSeconds"), "period_seconds"),
 		sdk(d("livenessProbeRequirements.timeoutSeconds", "version.livenessProbe.timeoutSeconds"), "timeout_seconds"),
-		sdk(d("livenessProbeRequirements.successThreshold", "version.livenessProbe.successThreshold"), "success_threshold"),
+		sdk(note(d("livenessProbeRequirements.successThreshold", "version.livenessProbe.successThreshold"), "1 alone: Kubernetes allows a liveness probe no other"), "success_threshold"),
 		sdk(d("livenessProbeRequirements.failureThreshold", "version.livenessProbe.failureThreshold"), "failure_threshold"),
 		d("namespace", "--namespace"),
 		sdk(on(note(d("computeTargetName", "--context"), "the context of the kubeconfig that has this name"), computeAKS), "compute_target_name"),

@@ -173,7 +173,7 @@ and say what became of each field: docs/azureml.md. Files that are not named are
 also as .yml and .yaml. Paths in them are relative to the source directory, and this is to DIR. A Conda definition that
 stands in the file is written to sluice-conda.yml in DIR.
 
-"-o FILE" says where to, instead of DIR/sluice.yaml. The words table, json and yaml after -o are the output format. No file that
+"-o FILE" says where to, instead of DIR/sluice.yaml; - is standard output, and what became of the fields is then said on standard error. The words table, json and yaml after -o are the output format. No file that
 exists with another content is written over without --force.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -214,9 +214,12 @@ func (a *app) convert(c *cobra.Command, dir, file string, force bool) error {
 	if file == "" {
 		file = filepath.Join(dir, project.ManifestName)
 	}
-	written, err := writeConverted(made, dir, file, force)
+	written, err := a.writeConverted(made, dir, file, force)
 	if err != nil {
 		return err
+	}
+	if file == stdoutName {
+		a = a.besideStdout()
 	}
 	deploy := append([]string{"sluice", "deploy"}, made.Deploy.Flags()...)
 	if dir != "." {
@@ -254,7 +257,7 @@ func shellWords(words []string) string {
 
 // writeConverted writes the manifest to file, and what it names besides into dir: all or, if one of them exists with another
 // content and may not be written over, nothing.
-func writeConverted(made *azureml.Converted, dir, file string, force bool) ([]string, error) {
+func (a *app) writeConverted(made *azureml.Converted, dir, file string, force bool) ([]string, error) {
 	type output struct {
 		name string
 		text []byte
@@ -267,6 +270,9 @@ func writeConverted(made *azureml.Converted, dir, file string, force bool) ([]st
 	names := make([]string, len(outputs))
 	for i, o := range outputs {
 		names[i] = o.name
+		if o.name == stdoutName {
+			continue
+		}
 		if _, err := os.Lstat(o.name); errors.Is(err, fs.ErrNotExist) || force {
 			continue
 		}
@@ -276,7 +282,11 @@ func writeConverted(made *azureml.Converted, dir, file string, force bool) ([]st
 		return nil, &rollout.Error{Reason: rollout.ReasonInvalid, Field: "--output", Message: o.name + " exists already", Hint: "give --force to write over it, or -o FILE for another one"}
 	}
 	for _, o := range outputs {
-		if err := replaceFile(o.name, o.text); err != nil {
+		write := replaceFile
+		if o.name == stdoutName {
+			write = func(_ string, text []byte) error { _, err := a.io.Out.Write(text); return err }
+		}
+		if err := write(o.name, o.text); err != nil {
 			return nil, fmt.Errorf("write converted: %w", err)
 		}
 	}

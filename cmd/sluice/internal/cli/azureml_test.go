@@ -4,6 +4,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -226,5 +227,13 @@ func TestConvertKeepsFiles(t *testing.T) {
 	defer f.Close()
 	if two, err := io.ReadAll(f); err != nil || string(one) != string(two) {
 		t.Errorf("%v: %s, want %s", err, two, one)
+	}
+	t.Chdir(dir)
+	code, out, errs := runCLI(t, "convert", "--endpoint", "echo", "-o", "-")
+	if code != 0 || out != string(one) || !strings.Contains(errs, "entryScript is now scoring.entryScript") {
+		t.Errorf("exit code %d: %s%s", code, out, errs)
+	}
+	if _, err := os.Lstat("-"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file -: %v", err)
 	}
 }

@@ -97,6 +97,7 @@ func (a *app) environmentHash(ctx context.Context, o environmentHash) error {
 	if err != nil {
 		return misuse("--platform", "write it as linux/amd64 or linux/arm64", "--platform %q is not known", o.platform)
 	}
+	platform.Architecture = environment.Architecture(platform.Architecture)
 	client := image.Client{Insecure: o.insecure}
 	d, err := environment.Load(ctx, o.dir, env, environment.Options{
 		Platform: o.platform, Files: a.manifest.Contents(), Besides: a.outputs(o.explain),
@@ -113,10 +114,11 @@ func (a *app) environmentHash(ctx context.Context, o environmentHash) error {
 	}
 	out := struct {
 		environment.Summary
-		Changes []environment.Change `json:"changes,omitempty"`
+		// Changes is nil, and left out, unless they are asked for.
+		Changes []environment.Change `json:"changes,omitzero"`
 	}{Summary: d.Summary()}
 	if earlier != nil {
-		out.Changes = environment.Explain(*earlier, out.Summary)
+		out.Changes = append([]environment.Change{}, environment.Explain(*earlier, out.Summary)...)
 	}
 	return a.print(out, func(w io.Writer) {
 		t := table{}

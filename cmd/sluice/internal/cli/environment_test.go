@@ -52,6 +52,13 @@ func TestEnvironmentHash(t *testing.T) {
 			t.Errorf("%d, no %q in:\n%s%s", code, want, out, errs)
 		}
 	}
+	if strings.Contains(was, "changes") {
+		t.Errorf("changes since nothing: %s", was)
+	}
+	code, out, errs = runCLI(t, "environment", "hash", dir, "--base-digest", digest, "--explain", earlier, "-o", "json")
+	if code != 0 || !strings.Contains(out, `"changes": []`) {
+		t.Errorf("%d, no changes is no empty list:\n%s%s", code, out, errs)
+	}
 	if err := os.WriteFile(filepath.Join(dir, "requirements.txt"), []byte("numpy==2.0 # newer\nscipy\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -95,9 +102,9 @@ func TestEnvironmentHashAsksTheRegistry(t *testing.T) {
 		return d.String()
 	}
 	dir := environmentProject(t, ref, "numpy==1.26\n")
-	for range 2 {
+	for _, platform := range []string{"linux/arm64", "linux/aarch64"} {
 		digest := push()
-		if code, out, errs := runCLI(t, "environment", "hash", dir, "--platform", "linux/arm64"); code != 0 || !strings.Contains(out, ref+" is "+digest+" now") {
+		if code, out, errs := runCLI(t, "environment", "hash", dir, "--platform", platform); code != 0 || !strings.Contains(out, ref+" is "+digest+" now") {
 			t.Errorf("%d, not with %s:\n%s%s", code, digest, out, errs)
 		}
 	}

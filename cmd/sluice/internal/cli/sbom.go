@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-dev/sluice/pkg/image"
+	"github.com/sluice-dev/sluice/pkg/image/environment"
 	"github.com/sluice-dev/sluice/pkg/image/sbom"
 )
 
@@ -55,6 +56,7 @@ func (a *app) sbom(ctx context.Context, ref, platform string) error {
 	if err != nil {
 		return misuse("--platform", "write it as linux/amd64 or linux/arm64", "--platform %q is not known", platform)
 	}
+	p.Architecture = environment.Architecture(p.Architecture)
 	program, err := findSBOM()
 	if err != nil {
 		return err
