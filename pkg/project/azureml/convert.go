@@ -459,6 +459,9 @@ func (c *converter) computeType(d *project.Document, is string) {
 		c.Deploy.ComputeType = t
 		c.became(d, "computeType", "--target", c.Deploy.Target(), "")
 	case "":
+		if !d.Read() {
+			return
+		}
 		d.Refuse(refuse(rollout.ReasonInvalid, "computeType", `write "computeType": "aks"`, "is missing"))
 	case computeACI:
 		d.Refuse(refuse(rollout.ReasonInvalid, "computeType", "write aks for Kubernetes, or local for this machine",
@@ -609,9 +612,11 @@ func (c *converter) inferenceConfig(f *File) *inference {
 		return "the base image decides", gpu && ic.BaseImage != ""
 	})
 	s := &c.Manifest.Scoring
-	if ic.EntryScript == "" {
+	switch {
+	case !d.Read():
+	case ic.EntryScript == "":
 		d.Refuse(refuse(rollout.ReasonInvalid, "entryScript", `write "entryScript": "score.py"`, "is missing"))
-	} else {
+	default:
 		s.EntryScript = ic.EntryScript
 		c.became(d, "entryScript", "scoring.entryScript", ic.EntryScript, "")
 	}

@@ -427,6 +427,7 @@ func (r *run) check(ctx context.Context, status string) error {
 	if err != nil {
 		return invalid("platform", "write it as linux/amd64 or linux/arm64", "%q is not a platform", r.in.text["platform"])
 	}
+	platform.Architecture = environment.Architecture(platform.Architecture)
 	env := res.Manifest.Environment
 	if env.Dockerfile == "" && env.BaseImage == "" {
 		env.BaseImage = r.in.text["base-image"]
