@@ -198,9 +198,13 @@ func Apply(e *Endpoint, req Request, op Op) (*Endpoint, Outcome, error) {
 		}
 	}
 	if l := w.spec.Lock; l != nil {
+		prepare, isPrepare := op.(Prepare)
 		switch op.(type) {
 		case Rollback, Hold, Unlock:
 		default:
+			if isPrepare && prepare.Percent == 0 { // gives back what was asked for
+				break
+			}
 			return nil, Outcome{}, refuse(ReasonLocked, "spec.lock", "unlock it first with `sluice unlock ENDPOINT`; rollback and hold work all the same",
 				"the endpoint is locked by %s%s", l.Actor, because(l.Reason))
 		}
@@ -459,7 +463,7 @@ func (o Deploy) apply(w *work) (string, error) {
 		}
 		return fmt.Sprintf("%s runs already as %s: nothing changed", v.Name, was.Image), nil
 	}
-	if errs := ValidateVariables("spec.versions["+v.Name+"]", v.Settings); len(errs) > 0 {
+	if errs := validateAsked("spec.versions["+v.Name+"]", v.Settings); len(errs) > 0 {
 		return "", Joined(errs)
 	}
 	v.Type, v.TrafficPercentile, v.IsDefault = Untyped, 0, false
@@ -550,7 +554,7 @@ func (o Update) apply(w *work) (string, error) {
 	}
 	var notes []string
 	if o.Settings != nil {
-		if errs := ValidateVariables("spec.versions["+v.Name+"]", *o.Settings); len(errs) > 0 {
+		if errs := validateAsked("spec.versions["+v.Name+"]", *o.Settings); len(errs) > 0 {
 			return "", Joined(errs)
 		}
 		was := v.Revision()

@@ -340,23 +340,18 @@ type Concurrency struct {
 type Probe struct {
 	// InitialDelaySeconds, default 310.
 	// +kubebuilder:validation:Minimum=1
-	// +kubebuilder:validation:Maximum=86400
 	InitialDelaySeconds int `json:"initialDelaySeconds,omitempty"`
 	// PeriodSeconds, default 10.
 	// +kubebuilder:validation:Minimum=1
-	// +kubebuilder:validation:Maximum=86400
 	PeriodSeconds int `json:"periodSeconds,omitempty"`
 	// TimeoutSeconds, default 2.
 	// +kubebuilder:validation:Minimum=1
-	// +kubebuilder:validation:Maximum=86400
 	TimeoutSeconds int `json:"timeoutSeconds,omitempty"`
-	// SuccessThreshold is 1: Kubernetes allows a liveness probe no other.
+	// SuccessThreshold, default 1.
 	// +kubebuilder:validation:Minimum=1
-	// +kubebuilder:validation:Maximum=1
 	SuccessThreshold int `json:"successThreshold,omitempty"`
 	// FailureThreshold, default 3.
 	// +kubebuilder:validation:Minimum=1
-	// +kubebuilder:validation:Maximum=1000
 	FailureThreshold int `json:"failureThreshold,omitempty"`
 }
 

@@ -169,9 +169,35 @@ func notYet(field, what, way string) *Error {
 const VariablePrefix = "SLUICE_"
 
 // ValidateSettings checks the changeable part of a version as it is asked for; field is its path. Other
-// than Spec.Validate it also checks the names of variables, see ValidateVariables.
+// than Spec.Validate it also checks the names of variables, see ValidateVariables, and how far a probe's numbers may go.
 func ValidateSettings(field string, s Settings) []*Error {
-	return append(validateSettings(field, s), ValidateVariables(field, s)...)
+	return append(validateSettings(field, s), validateAsked(field, s)...)
+}
+
+// validateAsked checks what is no invariant of the object, but asked of whoever writes settings anew: objects that were stored
+// before a rule was made go on.
+func validateAsked(field string, s Settings) []*Error {
+	errs := ValidateVariables(field, s)
+	p := s.LivenessProbe
+	if p == nil {
+		return errs
+	}
+	for _, n := range []struct {
+		name      string
+		is, limit int
+	}{
+		{"initialDelaySeconds", p.InitialDelaySeconds, maxMillis / 1000}, {"periodSeconds", p.PeriodSeconds, maxMillis / 1000},
+		{"timeoutSeconds", p.TimeoutSeconds, maxMillis / 1000}, {"failureThreshold", p.FailureThreshold, maxMisses},
+	} {
+		if n.is > n.limit {
+			errs = append(errs, refuse(ReasonInvalid, field+".livenessProbe."+n.name, fmt.Sprintf("use %d at most", n.limit), "%d is more than %d", n.is, n.limit))
+		}
+	}
+	if p.SuccessThreshold > 1 {
+		errs = append(errs, refuse(ReasonInvalid, field+".livenessProbe.successThreshold", "use 1, or leave it out",
+			"%d is not 1, and Kubernetes allows a liveness probe no other", p.SuccessThreshold))
+	}
+	return errs
 }
 
 // ValidateVariables checks the names of variables. They are no invariant of the object, since the API server of
@@ -255,13 +281,6 @@ func validateSettings(field string, s Settings) []*Error {
 		atLeast("livenessProbe.timeoutSeconds", p.TimeoutSeconds, 1)
 		atLeast("livenessProbe.successThreshold", p.SuccessThreshold, 1)
 		atLeast("livenessProbe.failureThreshold", p.FailureThreshold, 1)
-		atMost("livenessProbe.initialDelaySeconds", p.InitialDelaySeconds, maxMillis/1000)
-		atMost("livenessProbe.periodSeconds", p.PeriodSeconds, maxMillis/1000)
-		atMost("livenessProbe.timeoutSeconds", p.TimeoutSeconds, maxMillis/1000)
-		if p.SuccessThreshold > 1 {
-			add(ReasonInvalid, "livenessProbe.successThreshold", "use 1, or leave it out", "%d is not 1, and Kubernetes allows a liveness probe no other", p.SuccessThreshold)
-		}
-		atMost("livenessProbe.failureThreshold", p.FailureThreshold, maxMisses)
 	}
 	if sv := s.Server; sv != nil {
 		if sv.Port < 0 || sv.Port > 65535 {

@@ -316,7 +316,8 @@ func (s *Service) promoteMerged(ctx context.Context, key rollout.Key, name strin
 		}
 		return own[i], nil
 	}
-	for {
+	began := at
+	for first := true; ; first = false {
 		if s.waitedLong(at) && s.closedEnded(ctx, name, c) {
 			return nil, "", errEnded
 		}
@@ -327,7 +328,10 @@ func (s *Service) promoteMerged(ctx context.Context, key rollout.Key, name strin
 			}
 			return rollout.Promote{Version: v.Name}, v.Name, nil
 		})
-		if rollout.ReasonOf(err) != rollout.ReasonNotEnoughReady || s.o.Now().Sub(at) > s.o.Patience {
+		if first && rollout.ReasonOf(err) == rollout.ReasonNotEnoughReady && !s.prepared(ctx, key, name, as) {
+			began = s.o.Now() // nobody was there until now
+		}
+		if rollout.ReasonOf(err) != rollout.ReasonNotEnoughReady || s.o.Now().Sub(began) > s.o.Patience {
 			if err != nil && ctx.Err() == nil {
 				s.unprepare(ctx, key, name, as)
 			}
@@ -355,6 +359,12 @@ func (s *Service) promoteMerged(ctx context.Context, key rollout.Key, name strin
 
 // preparing ends the names of changes that ask for a merge's replicas.
 const preparing = "-prepare"
+
+// prepared says whether replicas were asked for already, by whatever process.
+func (s *Service) prepared(ctx context.Context, key rollout.Key, name string, as Comment) bool {
+	e, err := s.o.Store.Get(ctx, key)
+	return err == nil && slices.ContainsFunc(allVersions(e, as), func(v *rollout.Version) bool { return e.Known(name + preparing + "-" + v.Name) })
+}
 
 // unprepare gives back the replicas that a merge asked for, by whatever process.
 func (s *Service) unprepare(ctx context.Context, key rollout.Key, name string, as Comment) {

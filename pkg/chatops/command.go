@@ -210,7 +210,7 @@ const staleAfter = time.Hour
 func overtakenBy(e *rollout.Endpoint, j job, t task, version string, now time.Time) (*rollout.Change, string) {
 	if t.line.Verb == Rollback {
 		if now.Sub(j.comment.CreatedAt) > staleAfter {
-			for _, ch := range slices.Backward(e.Spec.Changes) {
+			for _, ch := range slices.Concat(e.Status.History, e.Spec.Changes) {
 				if ch.At.After(j.comment.CreatedAt) && ch.Action == (rollout.Promote{Version: version}).String() {
 					return &ch, "the comment arrived late"
 				}

@@ -28,9 +28,10 @@ type question struct {
 	wait time.Duration
 }
 
-// Waits between questions about one pull request: the first, and at most; GitHub may never show it.
+// Waits between questions about one pull request: the first, and at most while GitHub is away, and where it may never show it.
 const (
 	firstQuestion = askAgain
+	whileAway     = time.Minute
 	lastQuestion  = time.Hour
 )
 
@@ -83,13 +84,18 @@ func (s *Service) watchAspirants(ctx context.Context, known map[aspirant]*questi
 				q.at = time.Time{}
 				continue
 			}
-			if q.wait = min(max(2*q.wait, firstQuestion), lastQuestion); q.wait >= time.Minute && ctx.Err() == nil {
+			var t Temporary
+			passes := errors.As(err, &t) && t.Temporary() || errors.Is(err, context.DeadlineExceeded)
+			longest := lastQuestion
+			if passes {
+				longest = whileAway
+			}
+			if q.wait = min(max(2*q.wait, firstQuestion), longest); q.wait >= time.Minute && ctx.Err() == nil {
 				s.log.WarnContext(ctx, "the pull request of a version cannot be asked about", "endpoint", a.endpoint.String(), "version", a.version,
 					"repository", a.repository, "pullRequest", a.number, "again", q.wait, "error", err)
 			}
 			q.at = now.Add(q.wait)
-			var t Temporary
-			if errors.As(err, &t) && t.Temporary() || errors.Is(err, context.DeadlineExceeded) {
+			if passes {
 				break // GitHub does not answer: the others later
 			}
 		}

@@ -87,7 +87,7 @@ type Service struct {
 	mu       sync.Mutex
 	flying   map[string]bool // entries queued or being carried out
 	answered map[string]bool // entries that this process replies to, or has looked for a reply to
-	refused  map[stranger]time.Time
+	refused  map[stranger]*refusals
 	closed   bool
 	jobs     sync.WaitGroup
 	work     context.Context // ends the grace after Run was told to end
@@ -126,7 +126,7 @@ func New(o Options) *Service {
 	s := &Service{
 		o: o, log: o.Logger, out: newOutbox(o.GitHub, o.Logger, o.Overlap),
 		recovered: make(chan struct{}), slots: make(chan struct{}, o.Queue), urgent: make(chan struct{}, urgent),
-		flying: map[string]bool{}, answered: map[string]bool{}, refused: map[stranger]time.Time{},
+		flying: map[string]bool{}, answered: map[string]bool{}, refused: map[stranger]*refusals{},
 	}
 	for i := range s.lane {
 		s.lane[i] = newQueue()
@@ -179,7 +179,7 @@ func (s *Service) Accept(ctx context.Context, c Comment) (Receipt, error) {
 		return Receipt{}, nil
 	}
 	if s.quiet(c) {
-		s.log.InfoContext(ctx, "comment passed over: its author has no role, and was refused a moment ago", "comment", c.ID, "author", c.Author, "repository", c.Repository.ID)
+		s.log.InfoContext(ctx, "comment passed over: its author has no role, and was refused too often a moment ago", "comment", c.ID, "author", c.Author, "repository", c.Repository.ID)
 		return Receipt{Refused: rollout.ReasonDenied}, nil
 	}
 	if s.o.Now().Sub(c.CreatedAt) > MaxAge {
@@ -586,9 +586,18 @@ func (s *Service) command(ctx context.Context, j job, t task, ask *authority) Re
 // stranger is somebody without a role in a public repository.
 type stranger struct{ repository, author int64 }
 
-// Bounds on what strangers can have us do: a comment each in that time, and how many are remembered.
+// refusals of a stranger's comments: since when, how many, and the last one.
+type refusals struct {
+	since time.Time
+	n     int
+	last  int64
+}
+
+// Bounds on what strangers can have us do: so many comments each in that time, and how many are remembered. A team's member may be
+// taken for a stranger by what they may not do, and has tries left for what they may.
 const (
 	quietFor     = time.Minute
+	quietAfter   = 3
 	maxStrangers = 10_000
 )
 
@@ -598,19 +607,28 @@ func (s *Service) refuse(c Comment) {
 	defer s.mu.Unlock()
 	now := s.o.Now()
 	if len(s.refused) >= maxStrangers {
-		maps.DeleteFunc(s.refused, func(_ stranger, at time.Time) bool { return now.Sub(at) >= quietFor })
+		maps.DeleteFunc(s.refused, func(_ stranger, r *refusals) bool { return now.Sub(r.since) >= quietFor })
 	}
-	if len(s.refused) < maxStrangers {
-		s.refused[stranger{c.Repository.ID, c.AuthorID}] = now
+	who := stranger{c.Repository.ID, c.AuthorID}
+	r := s.refused[who]
+	switch {
+	case r == nil && len(s.refused) >= maxStrangers:
+		return
+	case r == nil || now.Sub(r.since) >= quietFor:
+		r = &refusals{since: now}
+		s.refused[who] = r
+	case r.last == c.ID: // another line of it
+		return
 	}
+	r.n, r.last = r.n+1, c.ID
 }
 
-// quiet says that the comment's author was refused as a stranger a moment ago.
+// quiet says that the comment's author was refused as a stranger too often a moment ago.
 func (s *Service) quiet(c Comment) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at, known := s.refused[stranger{c.Repository.ID, c.AuthorID}]
-	return known && s.o.Now().Sub(at) < quietFor
+	r := s.refused[stranger{c.Repository.ID, c.AuthorID}]
+	return r != nil && r.n >= quietAfter && s.o.Now().Sub(r.since) < quietFor
 }
 
 // replyTo a pull request, if it is known which. In doubt somebody else may have answered.

@@ -234,17 +234,17 @@ func TestDoneByBoth(t *testing.T) {
 // What a merge asked for is given back when it is given up.
 func TestPreparedForAMergeThatIsGivenUp(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, func(w *world) { w.options.OnMerge = chatops.MergePromotes })
-	w.mergeWaits()
-	if p := w.endpoint().Spec.Version(treated).PlannedPercentile; p != rollout.Full {
-		t.Fatalf("prepared for %s", p)
-	}
-	c := w.comment(5, "alice", "/hold latency looks bad")
-	c.Closed = true
-	w.accept(c)
-	wantEnd(t, w.finished(name("merged", commit(2))), cluster.EntryRefused, rollout.ReasonSuperseded)
-	if p := w.endpoint().Spec.Version(treated).PlannedPercentile; p != 0 {
-		t.Errorf("still prepared for %s", p)
+	for why, op := range map[rollout.Reason]rollout.Op{rollout.ReasonSuperseded: rollout.Hold{Reason: "latency"}, rollout.ReasonLocked: rollout.Lock{}} {
+		w := newWorld(t, func(w *world) { w.options.OnMerge = chatops.MergePromotes })
+		w.mergeWaits()
+		if p := w.endpoint().Spec.Version(treated).PlannedPercentile; p != rollout.Full {
+			t.Fatalf("prepared for %s", p)
+		}
+		w.change("cli", "ops", op)
+		wantEnd(t, w.finished(name("merged", commit(2))), cluster.EntryRefused, why)
+		if p := w.endpoint().Spec.Version(treated).PlannedPercentile; p != 0 {
+			t.Errorf("%s: still prepared for %s", why, p)
+		}
 	}
 }
 
@@ -286,15 +286,17 @@ func TestMergesWaitSideBySide(t *testing.T) {
 	}
 }
 
-// A stranger's comments cost one entry per line of one comment, and one reaction of each kind, a minute.
+// Of a stranger's comments in a minute, three are recorded, with one reaction of each kind.
 func TestStrangersCost(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(w *world) { w.gh.SetPublic(repoName) })
 	w.gh.AccountID("nobody")
-	w.accept(w.comment(1, "nobody", strings.Repeat("/status\n", 6)))
-	w.finished(chatops.EntryName(1, 6))
+	for id := range int64(3) {
+		w.accept(w.comment(id+1, "nobody", strings.Repeat("/status\n", 6)))
+		w.finished(chatops.EntryName(id+1, 6))
+	}
 	for i := range 20 {
-		if r := w.accept(w.comment(int64(i+2), "nobody", strings.Repeat("/status\n", 6))); r.Commands != 0 {
+		if r := w.accept(w.comment(int64(i+4), "nobody", strings.Repeat("/status\n", 6))); r.Commands != 0 {
 			t.Fatalf("recorded %+v", r)
 		}
 	}
@@ -303,7 +305,7 @@ func TestStrangersCost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := w.gh.CountCalls(http.MethodPost, "/comments/1/reactions"); len(all) != 7 || n != 2 {
+	if n := w.gh.CountCalls(http.MethodPost, "/comments/1/reactions"); len(all) != 19 || n != 2 {
 		t.Errorf("%d entries, %d reactions", len(all), n)
 	}
 }

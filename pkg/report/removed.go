@@ -15,6 +15,9 @@ import (
 	"github.com/sluice-dev/sluice/rollout"
 )
 
+// maxRefusals is how often GitHub may refuse to show the end of a report before it is left: it may be a list of its that failed.
+const maxRefusals = 5
+
 // maxRecalled bounds the places that a start takes from the journal, newest first.
 const maxRecalled = 1000
 
@@ -171,6 +174,9 @@ func (r *Reporter) end(ctx context.Context, at place, s *slot, why rollout.Reaso
 		return 0, ctx.Err()
 	case err != nil && (!errors.As(err, &t) || t.Temporary()):
 		return 0, err
+	case err != nil && s.refusals < maxRefusals:
+		s.refusals++
+		return refusedWait, nil
 	case err != nil: // such as a repository that is gone, too
 		r.log.WarnContext(ctx, "the end of a version cannot be shown", "endpoint", at.key.String(), "repository", at.Repository, "pullRequest", at.Number, "error", err)
 	case wait > 0:

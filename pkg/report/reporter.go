@@ -130,6 +130,8 @@ type slot struct {
 	wait    time.Duration
 	// refused says that something failed for good, and is tried again late.
 	refused bool
+	// refusals of its end.
+	refusals int
 	// commits of the versions that it shows.
 	commits []string
 	// shown are the pieces that GitHub has, lost those of versions that are not reported on any more and of which that is to be shown.

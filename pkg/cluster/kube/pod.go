@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"math"
 	"reflect"
 	"slices"
 	"strconv"
@@ -204,7 +205,7 @@ func liveness(p *rollout.Probe) *corev1.Probe {
 		if v == 0 {
 			v = otherwise
 		}
-		return int32(v)
+		return int32(min(v, math.MaxInt32)) // what was stored before there was a bound
 	}
 	return &corev1.Probe{
 		ProbeHandler:        healthy(),

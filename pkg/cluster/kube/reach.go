@@ -3,6 +3,7 @@ package kube
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -31,7 +32,12 @@ func unreached(host string, err error) error {
 		return sorted(err)
 	}
 	var status apierrors.APIStatus
-	if errors.As(err, &status) && !apierrors.IsServiceUnavailable(err) && !apierrors.IsInternalError(err) && !apierrors.IsTooManyRequests(err) {
+	if errors.As(err, &status) && (status.Status().Code >= http.StatusInternalServerError || status.Status().Code == http.StatusTooManyRequests) {
+		return &rollout.Error{
+			Reason: rollout.ReasonUnavailable, Message: fmt.Sprintf("the cluster's API server %s does not answer: %s", host, status.Status().Message), Hint: "try again in a while",
+		}
+	}
+	if status != nil {
 		return &rollout.Error{
 			Reason: rollout.ReasonInvalid, Field: "--kubeconfig", Message: fmt.Sprintf("what answers at %s is no API server of Kubernetes: %s", host, status.Status().Message),
 			Hint: "look at the address in the kubeconfig's context",

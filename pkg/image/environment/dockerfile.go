@@ -454,12 +454,23 @@ func remoteKind(src string) string {
 	return "address"
 }
 
-// mayBecomeRemote says of a source that is local as it stands whether its variables could make it a remote one. They cannot behind
-// a slash, unless that is one of a scheme's two (`https:/$V`).
+// remoteBegins are the beginnings of sources that BuildKit fetches.
+var remoteBegins = []string{"http://", "https://", "git://", "ssh://", "git@", "github.com/"}
+
+// mayBecomeRemote says of a source that is local as it stands whether a variable could make it a remote one: where it may stand for
+// what such a source begins with, or between a user and a host. That a variable holds all of these itself is left to who writes such a Dockerfile.
 func mayBecomeRemote(src string) bool {
-	before, _, variable := strings.Cut(src, unknownValue)
+	before, after, variable := strings.Cut(src, unknownValue)
 	first, _, slash := strings.Cut(before, "/")
-	return variable && (!slash || strings.Contains(first, ":"))
+	switch {
+	case !variable:
+		return false
+	case slices.ContainsFunc(remoteBegins, func(begin string) bool { return strings.HasPrefix(begin, before) }):
+		return true
+	case strings.ContainsAny(first, ":@"):
+		return true
+	}
+	return !slash && (strings.Contains(after, "@") || strings.Contains(after, "://"))
 }
 
 // copied adds what sources name in the build context. At least one of them must name something; one

@@ -301,7 +301,7 @@ func TestWhatCounts(t *testing.T) {
 		"own, ignored":        {own("Dockerfile", "FROM debian:12\n", ".dockerignore", "*\n", "f", "x"), own("Dockerfile", "FROM debian:12\n", ".dockerignore", "*", "f", "y"), own("Dockerfile", "FROM debian:12\n", "Dockerfile.dockerignore", "*")},
 		"own, another image":  {own("Dockerfile", "FROM python:3.12-slim\n", "f", "x")},
 		"own, several stages": {own("Dockerfile", "ARG V=12\nFROM debian:${V} AS a\nFROM scratch\nCOPY --from=a /x /x\nCOPY --from=0 /x /x\nCOPY --from=tools:1 $A/x /x\n")},
-		"own, variable paths": {own("Dockerfile", "FROM debian:12\nARG V=1\nADD ./f-$V.tgz /a/$V /\nCOPY f-$V.tgz /\nADD --checksum="+baseDigest+" https://h.example/$V /\n")},
+		"own, variable paths": {own("Dockerfile", "FROM debian:12\nARG V=1\nADD ./f-$V.tgz /a/$V m-$V.tar.gz data-${V}/x /\nCOPY f-$V.tgz /\nADD --checksum="+baseDigest+" https://h.example/$V /\n")},
 		"own, a syntax":       {own("Dockerfile", "# syntax=tools:1\nFROM debian:12\n")},
 		"own, a fixed syntax": {own("Dockerfile", "# syntax=tools@"+baseDigest+"\nFROM debian:12\n")},
 	}

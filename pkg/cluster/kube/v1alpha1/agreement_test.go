@@ -179,10 +179,8 @@ func drawSettings(t *rapid.T) rollout.Settings {
 	})
 	s.ScoringTimeoutMs = odd(t, "timeout", []int{0, 1, 86_400_000}, -1, 86_400_001)
 	s.LivenessProbe = maybe(t, "probe", func() rollout.Probe {
-		return rollout.Probe{
-			InitialDelaySeconds: few("delay", 86_400)(), PeriodSeconds: few("period", 86_400)(), TimeoutSeconds: few("probe's timeout", 86_400)(),
-			SuccessThreshold: odd(t, "success", []int{0, 1}, -1, 2), FailureThreshold: few("failure", 1000)(),
-		}
+		p := func(label string) int { return odd(t, label, []int{0, 1, 100}, -1) }
+		return rollout.Probe{InitialDelaySeconds: p("delay"), PeriodSeconds: p("period"), TimeoutSeconds: p("timeout"), SuccessThreshold: p("success"), FailureThreshold: p("failure")}
 	})
 	s.Server = maybe(t, "server", func() rollout.Server {
 		path := func(label string) string { return odd(t, label, []string{"", "/", "/score"}, "score", " /") }
