@@ -485,6 +485,22 @@ func TestVersionChanged(t *testing.T) {
 	wantEnd(t, w.finished("c-2-1"), cluster.EntryRefused, rollout.ReasonNotTreatment)
 }
 
+func TestReasonsThatChooseTheEndpoint(t *testing.T) {
+	other := rollout.Key{Namespace: "models", Name: "fraud-eu"}
+	w := newWorld(t, func(w *world) { w.addEndpoint(other, pull) })
+	e, reply := w.run(1, "alice", "/hold endpoint=nowhere looks odd")
+	wantEnd(t, e, cluster.EntryRefused, rollout.ReasonUnknownEndpoint)
+	wantIn(t, reply, "models/fraud, models/fraud-eu")
+	e, _ = w.run(2, "alice", "/hold Endpoint=fraud-eu looks odd")
+	wantEnd(t, e, cluster.EntryDone, rollout.ReasonRequested)
+	e, _ = w.run(3, "alice", "/lock endpoint=models/fraud-eu")
+	wantEnd(t, e, cluster.EntryDone, rollout.ReasonRequested)
+	got, err := w.memory.Get(t.Context(), other)
+	if err != nil || got.Spec.Hold == nil || got.Spec.Hold.Reason != "looks odd" || got.Spec.Lock == nil || got.Spec.Lock.Reason != "" {
+		t.Errorf("hold and lock of the other endpoint: %+v, %+v, %v", got.Spec.Hold, got.Spec.Lock, err)
+	}
+}
+
 func TestWhichEndpointAndVersion(t *testing.T) {
 	t.Parallel()
 	other := rollout.Key{Namespace: "models", Name: "fraud-eu"}

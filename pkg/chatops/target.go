@@ -29,12 +29,22 @@ func resolve(bound []*rollout.Endpoint, l Line, c Comment) (target, error) {
 			return target{}, buttonStale(c)
 		}
 	}
+	t := target{reason: l.Reason}
+	named := false
+	if l.Verb.reasoned() {
+		word, rest, _ := strings.Cut(l.Reason, " ")
+		var key, name string
+		if key, name, named = strings.Cut(word, "="); named && strings.EqualFold(key, "endpoint") {
+			l.Names, l.Sole, t.reason = []string{name}, "endpoint", rest
+		} else {
+			named = false
+		}
+	}
 	candidates, names, err := choose(bound, l, c)
 	if err != nil {
 		return target{}, err
 	}
-	t := target{reason: l.Reason}
-	if l.Verb.reasoned() && len(candidates) > 1 {
+	if l.Verb.reasoned() && !named && len(candidates) > 1 {
 		word, rest, _ := strings.Cut(l.Reason, " ")
 		if named := called(candidates, word); len(named) > 0 {
 			candidates, t.reason = named, rest
@@ -94,7 +104,7 @@ func buttonStale(c Comment) *rollout.Error {
 
 // takesEndpoint says whether the command's one name is an endpoint's.
 func (l Line) takesEndpoint() bool {
-	return l.Verb == Status || l.Verb == Plan || l.Verb == Resume || l.Verb == Unlock
+	return l.Verb == Status || l.Verb == Plan || l.Verb.whole()
 }
 
 // choose narrows the endpoints down to those that the command's names and the

@@ -2,6 +2,7 @@ package chatops
 
 import (
 	"iter"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -34,6 +35,22 @@ var (
 	}
 	// quoting are the tags around what is shown as code, quoted or struck out, or not at all.
 	quoting = regexp.MustCompile(`(?i)^<(?:(` + quotingTags + `)[ \t\n/>]|/(` + quotingTags + `)[ \t\n]*>)`)
+	// wholeTag is one as section 6.10 has it, on one line.
+	wholeTag = regexp.MustCompile(`^<(?:[A-Za-z][-A-Za-z0-9]*(?:[ \t]+[A-Za-z_:][-A-Za-z0-9:._]*(?:[ \t]*=[ \t]*(?:[^ \t"'=<>` + "`" + `]+|'[^']*'|"[^"]*"))?)*[ \t]*/?|/[A-Za-z][-A-Za-z0-9]*[ \t]*)>`)
+	// ownBlock are the tags whose blocks section 4.6 names, or versions of it.
+	ownBlock = regexp.MustCompile(`(?i)^</?(?:pre|script|style|textarea)[ \t/>]`)
+	// plainTag are those that GitHub shows as text (section 6.11).
+	plainTag = regexp.MustCompile(`^(?:script|style|textarea)$`)
+	// placeholder is a tag that a browser closes with the paragraph it is in, and
+	// does not open again in the next, as it does with code, s, strike and tt.
+	placeholder = regexp.MustCompile(`(?i)^<(?:del|kbd|q|samp|var)>`)
+	// reopened are those others, and the comment, which do not end with a quote either.
+	reopened = regexp.MustCompile(`^(?:code|s|strike|tt|!--)$`)
+	// unsettling are the tags in a paragraph that end it for a browser, or keep its end from ending others.
+	unsettling = regexp.MustCompile(`(?i)</?(?:address|applet|article|aside|base|basefont|blockquote|body|button|caption|center|col|colgroup|dd|details|dialog|dir|div|dl|dt|` +
+		`fieldset|figcaption|figure|footer|form|frame|frameset|h[1-6]|head|header|hgroup|hr|html|iframe|legend|li|link|listing|main|marquee|math|menu|menuitem|` +
+		`nav|noembed|noframes|noscript|object|ol|optgroup|option|p|param|plaintext|pre|script|search|section|select|style|summary|svg|table|tbody|td|template|` +
+		`textarea|tfoot|th|thead|title|tr|track|ul|xmp)(?:[ \t\n/>]|$)`)
 )
 
 // tag begins one, or an autolink, which has no lines.
@@ -65,12 +82,22 @@ func plainLines(body string) iter.Seq2[int, string] {
 		listed    bool           // there was a list, which may go on
 		lost      bool           // whether the rest is code depends on what is not looked at
 		open      = tags{}
-		paragraph = -1 // where the open paragraph or HTML block begins
+		outer     tags      // what was open before the quote that goes on
+		blank     = true    // the line above is blank, or there is none
+		item      *listItem // the one that the open paragraph began, if that is certain
+		paragraph = -1      // where the open paragraph or HTML block begins
 	)
 	end := func(i int) {
 		if paragraph >= 0 {
 			open.hide(lines[paragraph:i], hidden[paragraph:i], html)
 			paragraph, html = -1, false
+		}
+		item = nil
+	}
+	leave := func() {
+		if outer != nil {
+			open.leave(outer)
+			outer = nil
 		}
 	}
 	// doubt says whether it matters that the open paragraph may go on at line i or
@@ -82,6 +109,13 @@ func plainLines(body string) iter.Seq2[int, string] {
 			matters = matters || strings.ContainsAny(lines[j], "`<")
 		}
 		return matters
+	}
+	// begin opens a paragraph, unless its first line may be code and that matters.
+	begin := func(i int, coded bool) {
+		if paragraph = i; coded && strings.ContainsAny(lines[i], "`<[\\") {
+			end(i + 1)
+			lazy = true
+		}
 	}
 	for i, line := range lines {
 		first, text := indentation(line, 0)
@@ -97,24 +131,43 @@ func plainLines(body string) iter.Seq2[int, string] {
 			case closes && (inList || first <= 3):
 				fence = ""
 			}
+			blank = false
 			continue
 		}
+		if blank && first == 0 && text != "" {
+			open.endParagraph() // outside of all lists
+		}
+		above := blank
+		blank = false
 		at, items := first, 0
 		certain := first <= 3 && sureItem.MatchString(text)
-		for !ruler.MatchString(text) {
+		coded := first > 3 && paragraph < 0 // the text may be code
+		for first <= 3 || listed {
 			m := strings.TrimRight(listMarker.FindString(text), " \t")
-			if m == "" || items == maxNested {
+			if m == "" || items == maxNested || ruler.MatchString(text) {
 				break
 			}
 			items, listed = items+1, true
-			at, text = indentation(text[len(m):], at+len(m))
+			marked := at + len(m)
+			at, text = indentation(text[len(m):], marked)
+			coded = coded || at-marked > 4
 		}
+		next := item.next(first, line, at, items)       // an item below that of the open paragraph
 		breaks := first <= 3 && (items == 0 || certain) // a paragraph, whatever it is in
 		indented := at > 3 && !listed                   // code or a paragraph's text, whatever it looks like
 		opens := fenceOpen.FindStringSubmatch(text)
 		block := -1
 		if !indented {
 			block = slices.IndexFunc(htmlBlocks, func(b htmlBlock) bool { return b.begin.MatchString(text) })
+		}
+		alone := false // on its line is a tag, which is a block above which no paragraph is
+		if t := wholeTag.FindString(text); t != "" && block == len(htmlBlocks)-1 && !ownBlock.MatchString(t) {
+			if alone = strings.Trim(text[len(t):], " \t") == ""; !alone && strings.TrimSpace(text[len(t):]) != "" {
+				block = -1 // a paragraph's text
+			}
+		}
+		if !lazy && !strings.HasPrefix(text, ">") {
+			leave()
 		}
 		switch {
 		case items == maxNested:
@@ -128,12 +181,18 @@ func plainLines(body string) iter.Seq2[int, string] {
 			}
 		case text == "" && items == 0:
 			end(i)
-			lazy = false
+			leave()
+			if lazy, blank = false, true; !listed {
+				open.endParagraph()
+			}
 		case strings.HasPrefix(text, ">"):
 			inner := strings.TrimLeft(text, "> \t")
 			lazy = !breaks && (doubt(i) || lazy) || inner != ""
 			end(i)
 			hidden[i] = true
+			if outer == nil {
+				outer = maps.Clone(open)
+			}
 			open.hide(lines[i:i+1], hidden[i:i+1], strings.HasPrefix(inner, "<"))
 		case opens != nil && !indented:
 			// What begins no item below a paragraph begins no fence either: what closes it does.
@@ -143,7 +202,7 @@ func plainLines(body string) iter.Seq2[int, string] {
 			hidden[i] = true
 			fence, column = opens[1]+opens[2], at
 		case block >= 0:
-			breaks = breaks && block < len(htmlBlocks)-1
+			breaks = breaks && (block < len(htmlBlocks)-1 || alone && above && items == 0)
 			lazy = !breaks && (doubt(i) || lazy)
 			end(i)
 			hidden[i] = true
@@ -156,9 +215,13 @@ func plainLines(body string) iter.Seq2[int, string] {
 			end(i)
 			open.hide(lines[i:i+1], hidden[i:i+1], false)
 			lazy = lazy && !heading.MatchString(text)
-		case certain:
+		case certain, next != nil && !lazy && !heading.MatchString(text) && !underline.MatchString(text) && !ruler.MatchString(text):
 			end(i)
-			paragraph, lazy = i, false
+			lazy = false
+			begin(i, coded)
+			if item = next; item == nil {
+				item = newItem(first, line, at, items)
+			}
 		case lazy:
 			hidden[i] = true
 			open.hide(lines[i:i+1], hidden[i:i+1], false)
@@ -166,9 +229,9 @@ func plainLines(body string) iter.Seq2[int, string] {
 			// An item, a heading or more of the text, by what the list is like.
 			lazy = listed && doubt(i)
 			end(i)
-			paragraph = i
+			begin(i, coded)
 		case paragraph < 0 && !indented:
-			paragraph = i
+			begin(i, coded)
 		}
 	}
 	end(len(lines))
@@ -193,6 +256,64 @@ func indentation(line string, at int) (int, string) {
 	return at, text
 }
 
+// listItem is one with text after its marker, on one line.
+type listItem struct {
+	kind       byte // its bullet, or what follows its number
+	from, text int  // the columns from which an item beside it may begin, and where its text does
+}
+
+// newItem is the item that a line begins from column first on, whose text is at
+// that other column; nil if there are several or the text is code.
+func newItem(first int, line string, at, items int) *listItem {
+	m := strings.TrimRight(listMarker.FindString(strings.TrimLeft(line, " \t")), " \t")
+	if after := at - first - len(m); items != 1 || after < 1 || after > 4 {
+		return nil
+	}
+	return &listItem{kind: m[len(m)-1], text: at}
+}
+
+// next is the item that a line begins where l's paragraph is open, if it is certain:
+// beside l if it is of the same kind, or in it if it may begin below a paragraph.
+func (l *listItem) next(first int, line string, at, items int) *listItem {
+	if l == nil {
+		return nil
+	}
+	text := strings.TrimLeft(line, " \t")
+	n := newItem(first, line, at, items)
+	switch {
+	case n == nil || strings.Trim(text[len(listMarker.FindString(text)):], " \t") == "":
+		return nil
+	case first >= l.text && first <= l.text+3 && sureItem.MatchString(text):
+		n.from = l.text
+	case first < l.text && first >= l.from && first <= l.from+3 && n.kind == l.kind:
+		n.from = l.from
+	default:
+		return nil
+	}
+	return n
+}
+
+// endsBelow marks the names of the tags that end with their paragraph.
+const endsBelow = "paragraph's "
+
+// endParagraph forgets what ends with a paragraph.
+func (t tags) endParagraph() {
+	maps.DeleteFunc(t, func(name string, _ int) bool { return strings.HasPrefix(name, endsBelow) })
+}
+
+// leave forgets what was opened in a quote and ends with it, given what was open before.
+func (t tags) leave(outer tags) {
+	for name, n := range t {
+		if before := outer[name]; reopened.MatchString(name) || n <= before {
+			continue
+		} else if before > 0 {
+			t[name] = before
+		} else {
+			delete(t, name)
+		}
+	}
+}
+
 // tags counts the quoting ones that are open: they go on to their ends, over blank lines and all.
 type tags map[string]int
 
@@ -212,6 +333,8 @@ func (t tags) hide(lines []string, hidden []bool, html bool) {
 			}
 		}
 	}
+	lastTitle := strings.LastIndexAny(text, "\"')")
+	settled := !html && !unsettling.MatchString(text)
 	runs, lastComment, lastTag := closers(text), strings.LastIndex(text, "-->"), strings.LastIndexByte(text, '>')
 	for i < len(text) {
 		switch {
@@ -232,11 +355,22 @@ func (t tags) hide(lines []string, hidden []bool, html bool) {
 		case text[i] == '<' && i < lastTag:
 			if m := quoting.FindStringSubmatch(text[i:]); m == nil {
 			} else if name := strings.ToLower(m[1]); name != "" {
-				t[name]++
-			} else if name = strings.ToLower(m[2]); t[name] > 1 {
-				t[name]--
+				if settled && placeholder.MatchString(text[i:]) {
+					name = endsBelow + name
+				}
+				if html || !plainTag.MatchString(name) {
+					t[name]++
+				}
 			} else {
-				delete(t, name)
+				name = strings.ToLower(m[2])
+				if t[endsBelow+name] > 0 { // the last one opened
+					name = endsBelow + name
+				}
+				if t[name] > 1 {
+					t[name]--
+				} else {
+					delete(t, name)
+				}
 			}
 			if stop < i {
 				stop = i + strings.IndexAny(text[i:], ">\n")
@@ -248,8 +382,11 @@ func (t tags) hide(lines []string, hidden []bool, html bool) {
 		case strings.HasPrefix(text[i:], "]("):
 			shown = max(shown, i+strings.IndexByte(text[i:], ')'))
 			skip(i+1, false)
-		case strings.HasPrefix(text[i:], "]:\n"):
-			shown = i + len("]:\n")
+		case strings.HasPrefix(text[i:], "]:"):
+			shown = max(shown, lastTitle) // a title may have lines
+			if strings.HasPrefix(text[i:], "]:\n") {
+				shown = max(shown, i+len("]:\n"))
+			}
 			skip(i+1, false)
 		default:
 			skip(i+1, false)
