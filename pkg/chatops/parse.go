@@ -131,7 +131,7 @@ var command = regexp.MustCompile(`^ {0,3}/([A-Za-z]+)(?:[\s\p{Z}].*)?$`)
 //	/status [ENDPOINT]
 //	/help
 //
-// each also with endpoint=ENDPOINT and version=VERSION, which may stand anywhere, and with /sluice before it, as in /sluice promote, in any case, outside code, quotes and HTML. Lines that begin with
+// each also with endpoint=ENDPOINT and version=VERSION, which may stand anywhere, and with /sluice before it, as in /sluice promote, in any case, outside code, quotes, tables and HTML. Lines that begin with
 // another word belong to someone else and are passed over; a known verb with
 // arguments that it does not take, or an unknown one after /sluice, comes back with Err set.
 func Parse(body string) []Line { return parse(body, true) }

@@ -30,7 +30,7 @@ func (s *Service) help() outcome {
 	if s.o.Permissions != nil {
 		head = append(head, "needs")
 	}
-	o := done(rollout.ReasonRequested, "one command a line, at most five in a comment, outside code, quotes and HTML; `/sluice` may stand before each, and `endpoint=` and `version=` before names")
+	o := done(rollout.ReasonRequested, "one command a line, at most five in a comment, outside code, quotes, tables and HTML; `/sluice` may stand before each, and `endpoint=` and `version=` before names")
 	o.block = markdown.Table(head, nil, rows)
 	if s.o.Permissions != nil && s.o.Permissions.RepositoryFile != "" {
 		o.block += fmt.Sprintf("\n%s of the base branch and of the default branch may ask for more.\n", markdown.Code(s.o.Permissions.RepositoryFile))

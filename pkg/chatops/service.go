@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"maps"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -81,6 +82,7 @@ type Service struct {
 
 	recovered chan struct{} // closed when pending entries of an earlier run are queued
 	slots     chan struct{} // one per accepted comment
+	reading   chan struct{} // one per comment that is being read
 	lane      [lanes]*queue
 	urgent    chan struct{} // one per urgent job
 
@@ -125,7 +127,7 @@ func New(o Options) *Service {
 	}
 	s := &Service{
 		o: o, log: o.Logger, out: newOutbox(o.GitHub, o.Logger, o.Overlap),
-		recovered: make(chan struct{}), slots: make(chan struct{}, o.Queue), urgent: make(chan struct{}, urgent),
+		recovered: make(chan struct{}), slots: make(chan struct{}, o.Queue), reading: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))), urgent: make(chan struct{}, urgent),
 		flying: map[string]bool{}, answered: map[string]bool{}, refused: map[stranger]*refusals{},
 	}
 	for i := range s.lane {
@@ -174,7 +176,13 @@ func ButtonName(digest string) string { return "d-" + strings.ToLower(digest) }
 // that the sender should deliver the comment again: what was recorded is done
 // once all the same.
 func (s *Service) Accept(ctx context.Context, c Comment) (Receipt, error) {
+	select {
+	case s.reading <- struct{}{}: // a hostile comment takes a second and some MiB
+	case <-ctx.Done():
+		return Receipt{}, ErrBusy
+	}
 	lines := parse(c.Body, !s.o.PrefixOnly)
+	<-s.reading
 	if len(lines) == 0 {
 		return Receipt{}, nil
 	}
