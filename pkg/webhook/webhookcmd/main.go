@@ -178,7 +178,7 @@ func Main(ctx context.Context, args, env []string, stdout, stderr io.Writer) int
 	defer stop()
 	if err := run(ctx, c, log); err != nil {
 		_, _ = fmt.Fprintf(stderr, "webhook: %v\n", err)
-		if refusal := new(rollout.Error); errors.As(err, &refusal) {
+		if refusal := new(rollout.Error); errors.As(err, &refusal) && refusal.Reason != rollout.ReasonUnavailable {
 			return exitUsage
 		}
 		return exitFailed
