@@ -197,17 +197,9 @@ func Apply(e *Endpoint, req Request, op Op) (*Endpoint, Outcome, error) {
 			return next, Outcome{Changed: true, Message: "traffic was edited by hand: recorded and held"}, nil
 		}
 	}
-	if l := w.spec.Lock; l != nil {
-		prepare, isPrepare := op.(Prepare)
-		switch op.(type) {
-		case Rollback, Hold, Unlock:
-		default:
-			if isPrepare && prepare.Percent == 0 { // gives back what was asked for
-				break
-			}
-			return nil, Outcome{}, refuse(ReasonLocked, "spec.lock", "unlock it first with `sluice unlock ENDPOINT`; rollback and hold work all the same",
-				"the endpoint is locked by %s%s", l.Actor, because(l.Reason))
-		}
+	if l := w.spec.Lock; l != nil && !throughLock(op) {
+		return nil, Outcome{}, refuse(ReasonLocked, "spec.lock", "unlock it first with `sluice unlock ENDPOINT`; rollback and hold work all the same",
+			"the endpoint is locked by %s%s", l.Actor, because(l.Reason))
 	}
 	before := fingerprint(w.spec)
 	wasActive, claims := map[string]bool{}, map[string]Percent{}
@@ -251,6 +243,18 @@ func Apply(e *Endpoint, req Request, op Op) (*Endpoint, Outcome, error) {
 		return nil, Outcome{}, err
 	}
 	return next, Outcome{Changed: true, Applied: true, Message: msg}, nil
+}
+
+// throughLock says whether an operation works on a locked endpoint.
+func throughLock(op Op) bool {
+	switch o := op.(type) {
+	case Rollback, Hold, Unlock:
+		return true
+	case Prepare:
+		return o.Percent == 0 // gives back what was asked for
+	default:
+		return false
+	}
 }
 
 func because(reason string) string {

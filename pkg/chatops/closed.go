@@ -302,7 +302,12 @@ var errNothing = errors.New("nothing to do")
 
 // promoteMerged promotes the treatment that was made of the merged commit, once its replicas can carry all traffic.
 // A hold that was set since the merge ends that. What was prepared for a promotion that does not come is not kept up.
-func (s *Service) promoteMerged(ctx context.Context, key rollout.Key, name string, c Closed, as Comment, at time.Time) (*rollout.Endpoint, string, error) {
+func (s *Service) promoteMerged(ctx context.Context, key rollout.Key, name string, c Closed, as Comment, at time.Time) (stored *rollout.Endpoint, did string, err error) {
+	defer func() {
+		if err != nil && !errors.Is(err, errEnded) && ctx.Err() == nil {
+			s.unprepare(ctx, key, name, as)
+		}
+	}()
 	find := func(e *rollout.Endpoint) (*rollout.Version, error) {
 		if ch := heldSince(e, at); ch != nil {
 			return nil, refuse(rollout.ReasonSuperseded, "spec.hold", "promote with `sluice promote` what should be",
@@ -332,9 +337,6 @@ func (s *Service) promoteMerged(ctx context.Context, key rollout.Key, name strin
 			began = s.o.Now() // nobody was there until now
 		}
 		if rollout.ReasonOf(err) != rollout.ReasonNotEnoughReady || s.o.Now().Sub(began) > s.o.Patience {
-			if err != nil && ctx.Err() == nil {
-				s.unprepare(ctx, key, name, as)
-			}
 			return e, op, err
 		}
 		// It cannot be asked for again, so it is waited for.
@@ -346,9 +348,6 @@ func (s *Service) promoteMerged(ctx context.Context, key rollout.Key, name strin
 			return rollout.Prepare{Version: v.Name, Percent: rollout.Full}, v.Name, nil
 		})
 		if err != nil {
-			if ctx.Err() == nil {
-				s.unprepare(ctx, key, name, as)
-			}
 			return nil, "", err
 		}
 		if !pause(ctx, prepareAgain) {

@@ -30,21 +30,17 @@ func resolve(bound []*rollout.Endpoint, l Line, c Comment) (target, error) {
 		}
 	}
 	t := target{reason: l.Reason}
-	named := false
 	if l.Verb.reasoned() {
 		word, rest, _ := strings.Cut(l.Reason, " ")
-		var key, name string
-		if key, name, named = strings.Cut(word, "="); named && strings.EqualFold(key, "endpoint") {
+		if key, name, ok := strings.Cut(word, "="); ok && strings.EqualFold(key, "endpoint") {
 			l.Names, l.Sole, t.reason = []string{name}, "endpoint", rest
-		} else {
-			named = false
 		}
 	}
 	candidates, names, err := choose(bound, l, c)
 	if err != nil {
 		return target{}, err
 	}
-	if l.Verb.reasoned() && !named && len(candidates) > 1 {
+	if l.Verb.reasoned() && l.Sole == "" && len(candidates) > 1 {
 		word, rest, _ := strings.Cut(l.Reason, " ")
 		if named := called(candidates, word); len(named) > 0 {
 			candidates, t.reason = named, rest

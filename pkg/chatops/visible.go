@@ -26,15 +26,16 @@ const (
 // code nor in a quote nor in HTML: those that begin with what their readers see as plain text.
 func plainLines(body string) iter.Seq2[int, string] {
 	body = strings.ReplaceAll(body, "\r\n", "\n")
-	source := []byte(strings.ReplaceAll(body, "\r", "\n"))
+	body = strings.ReplaceAll(body, "\r", "\n")
+	if !hasCommand(body) { // most have none, and need no reading
+		return func(func(int, string) bool) {}
+	}
+	source := []byte(body)
 	v := visible{source: source, plain: map[int]bool{}, open: []scope{{quote: true}}}
 	for i := range source {
 		if i == 0 || source[i-1] == '\n' {
 			v.starts = append(v.starts, i)
 		}
-	}
-	if !hasCommand(string(source)) { // most have none, and need no reading
-		return func(func(int, string) bool) {}
 	}
 	v.read()
 	return func(yield func(int, string) bool) {
@@ -93,9 +94,12 @@ func (v *visible) read() {
 			_, quote := n.(*ast.Blockquote)
 			v.open = append(v.open, scope{quote: quote})
 			v.lost = v.lost || len(v.open) > maxNested
-			v.settled = onlyPhrases(n, v.source)
+			_, paragraph := n.(*ast.Paragraph)
+			v.settled = paragraph && onlyPhrases(n, v.source)
 		case *ast.TextBlock:
-			v.settled = onlyPhrases(n, v.source)
+			if entering {
+				v.settled = onlyPhrases(n, v.source)
+			}
 		case *ast.HTMLBlock:
 			if entering {
 				html := n.Lines().Value(v.source)
@@ -152,11 +156,8 @@ var (
 
 const hiding = `blockquote|code|del|kbd|pre|q|s|samp|strike|tt|var`
 
-// onlyPhrases says whether the tags in a block are all of phrases.
+// onlyPhrases says whether the tags in a block's text are all of phrases.
 func onlyPhrases(block ast.Node, source []byte) bool {
-	if _, quote := block.(*ast.Blockquote); quote || block.Kind() == ast.KindListItem {
-		return false
-	}
 	for n := block.FirstChild(); n != nil; n = n.NextSibling() {
 		raw, ok := n.(*ast.RawHTML)
 		if !ok {

@@ -102,12 +102,11 @@ func (s Shipper) repository(endpoint string) (name.Repository, error) {
 func (s Shipper) underlay(ctx context.Context, dir string, besides []fs.FileInfo, p *Parts, m *memory) error {
 	p.Platform = v1.Platform{OS: "linux", Architecture: "amd64"}
 	if s.Platform != "" {
-		asked, err := v1.ParsePlatform(s.Platform)
+		asked, err := environment.ParsePlatform(s.Platform)
 		if err != nil || asked.OS != "linux" || asked.Architecture == "" {
 			return refuse(rollout.ReasonInvalid, fieldPlatform, "write it as linux/amd64 or linux/arm64", "%q is not a platform for images", s.Platform)
 		}
 		p.Platform = *asked
-		p.Platform.Architecture = environment.Architecture(asked.Architecture)
 	}
 	var err error
 	switch {

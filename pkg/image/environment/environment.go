@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/sluice-dev/sluice/pkg/project"
 	"github.com/sluice-dev/sluice/rollout"
 )
@@ -201,6 +203,16 @@ func Architecture(name string) string {
 		return "amd64"
 	}
 	return name
+}
+
+// ParsePlatform reads OS/ARCHITECTURE[/VARIANT], the architecture by any of its names.
+func ParsePlatform(text string) (*v1.Platform, error) {
+	p, err := v1.ParsePlatform(text)
+	if err != nil {
+		return nil, err
+	}
+	p.Architecture = Architecture(p.Architecture)
+	return p, nil
 }
 
 // normalPlatform gives each platform one name: variants that are an architecture's only ones go.

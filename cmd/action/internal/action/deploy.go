@@ -423,11 +423,10 @@ func (r *run) check(ctx context.Context, status string) error {
 	r.r.say("%s would be %s: %d files, %d bytes", endpoint, name, res.Files, res.Size)
 
 	r.stage(deploy.StageEnvironment)
-	platform, err := v1.ParsePlatform(r.in.text["platform"])
+	platform, err := environment.ParsePlatform(r.in.text["platform"])
 	if err != nil {
 		return invalid("platform", "write it as linux/amd64 or linux/arm64", "%q is not a platform", r.in.text["platform"])
 	}
-	platform.Architecture = environment.Architecture(platform.Architecture)
 	env := res.Manifest.Environment
 	if env.Dockerfile == "" && env.BaseImage == "" {
 		env.BaseImage = r.in.text["base-image"]

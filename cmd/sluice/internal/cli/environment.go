@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-dev/sluice/pkg/image"
@@ -93,11 +92,10 @@ func (a *app) environmentHash(ctx context.Context, o environmentHash) error {
 	if env.Dockerfile == "" {
 		env.BaseImage = cmp.Or(env.BaseImage, o.baseImage)
 	}
-	platform, err := v1.ParsePlatform(o.platform)
+	platform, err := environment.ParsePlatform(o.platform)
 	if err != nil {
 		return misuse("--platform", "write it as linux/amd64 or linux/arm64", "--platform %q is not known", o.platform)
 	}
-	platform.Architecture = environment.Architecture(platform.Architecture)
 	client := image.Client{Insecure: o.insecure}
 	d, err := environment.Load(ctx, o.dir, env, environment.Options{
 		Platform: o.platform, Files: a.manifest.Contents(), Besides: a.outputs(o.explain),

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-dev/sluice/pkg/image"
@@ -52,11 +51,10 @@ type attached struct {
 }
 
 func (a *app) sbom(ctx context.Context, ref, platform string) error {
-	p, err := v1.ParsePlatform(platform)
+	p, err := environment.ParsePlatform(platform)
 	if err != nil {
 		return misuse("--platform", "write it as linux/amd64 or linux/arm64", "--platform %q is not known", platform)
 	}
-	p.Architecture = environment.Architecture(p.Architecture)
 	program, err := findSBOM()
 	if err != nil {
 		return err
